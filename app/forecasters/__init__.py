@@ -1,0 +1,21 @@
+"""The local models, found by name; a model's library is imported when the model is."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from app.forecasters._contract import Forecaster, Predictor
+
+__all__ = ["Forecaster", "Predictor", "load", "names"]
+
+
+def names() -> tuple[str, ...]:
+    """Every model that is a file here, without importing any."""
+    return tuple(sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_")))
+
+
+def load(name: str) -> Forecaster:
+    """The model of that name. Raises KeyError when there is none."""
+    if name not in names():
+        raise KeyError(name)
+    forecaster: Forecaster = import_module(f"{__name__}.{name}").FORECASTER
+    return forecaster

@@ -1,0 +1,37 @@
+"""What a local model is. A new model is one file here with a `FORECASTER`; the contract suite finds it.
+
+    predictor = forecaster.fit(panel, horizon)
+    values = predictor.predict(horizon, (0.1, 0.5, 0.9))     # (servers, horizon, 3)
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from app.domain.panel import Array, Panel
+
+
+class Predictor(Protocol):
+    """A fitted model; holds all it needs, so that training data may go."""
+
+    def predict(self, horizon: int, quantiles: Sequence[float]) -> Array:
+        """Quantile forecasts of each server's next `horizon` steps: (servers, horizon, quantiles).
+
+        Finite, in the metric's unit, ascending along the quantiles; not yet bounded or calibrated.
+        """
+        ...
+
+
+class Forecaster(Protocol):
+    """Learns from a prepared panel: no NaN between a server's first and last row, at least 14 values each.
+
+    `name` is the model's name in the API. `chunk` is how many servers one fit takes (0: the whole fleet at
+    once, for a model that learns across servers). `earlier_windows` is how many back-test windows before the
+    reported ones it is worth fitting, to calibrate on. A fit is deterministic: the same panel, the same
+    forecast. It raises on a panel that it cannot learn from; the run then narrows down to the server at fault.
+    """
+
+    name: str
+    chunk: int
+    earlier_windows: int
+
+    def fit(self, panel: Panel, horizon: int) -> Predictor: ...

@@ -1,0 +1,184 @@
+"""The tables of Headroom, as SQLAlchemy Core. Migrations make them; `alembic check` holds the two together.
+
+Times are `timestamptz`, money is integer micro-dollars, results are `real[]` in step order.
+Procrastinate keeps its own `procrastinate_*` tables beside these.
+"""
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TIMESTAMP, UUID
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+Time = TIMESTAMP(timezone=True)
+
+
+def _created() -> sa.Column:  # type: ignore[type-arg]
+    return sa.Column("created_at", Time, nullable=False, server_default=sa.func.now())
+
+
+installation = sa.Table(
+    "installation",
+    metadata,
+    sa.Column("only", sa.Boolean, primary_key=True, server_default=sa.true()),
+    sa.Column("id", sa.Text, nullable=False, comment="4 characters, made at the first migration, part of AWS names"),
+    _created(),
+    sa.CheckConstraint("only", name="one_row"),
+)
+
+api_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("id", UUID, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("prefix", sa.Text, nullable=False, comment="first characters of the key, to tell keys apart"),
+    sa.Column("hash", sa.LargeBinary, nullable=False, unique=True, comment="SHA-256 of the 256-bit key"),
+    sa.Column("scopes", ARRAY(sa.Text), nullable=False),
+    _created(),
+    sa.Column("revoked_at", Time),
+)
+
+datasets = sa.Table(
+    "datasets",
+    metadata,
+    sa.Column("id", UUID, primary_key=True),
+    sa.Column("parent_id", UUID, sa.ForeignKey("datasets.id", ondelete="SET NULL"), index=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("location", sa.Text, nullable=False, comment="key of the Parquet artifact in the store"),
+    sa.Column("sha256", sa.Text, nullable=False, comment="of the bytes that were uploaded"),
+    sa.Column("rows", sa.BigInteger, nullable=False),
+    sa.Column("servers", sa.Integer, nullable=False),
+    sa.Column("metrics", ARRAY(sa.Text), nullable=False),
+    sa.Column("units", JSONB, nullable=False),
+    sa.Column("attributes", ARRAY(sa.Text), nullable=False),
+    sa.Column("known_ahead", ARRAY(sa.Text), nullable=False),
+    sa.Column("frequency", sa.Text, nullable=False, comment="D or H"),
+    sa.Column("start", Time, nullable=False),
+    sa.Column("end", Time, nullable=False),
+    sa.Column("quality", JSONB, nullable=False),
+    _created(),
+)
+sa.Index("ix_datasets_newest", datasets.c.created_at.desc(), datasets.c.id.desc())
+
+dataset_servers = sa.Table(
+    "dataset_servers",
+    metadata,
+    sa.Column("dataset_id", UUID, sa.ForeignKey("datasets.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("server_id", sa.Text, primary_key=True),
+    sa.Column("first_at", Time, nullable=False),
+    sa.Column("last_at", Time, nullable=False, comment="the server's own last row: as_of of its forecasts"),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("counts", JSONB, nullable=False, comment="metric → values that are not missing"),
+    sa.Column("maxima", JSONB, nullable=False, comment="metric → largest value"),
+    sa.Column("attributes", JSONB, nullable=False, comment="attribute → text or number, the server's last one"),
+)
+
+forecasts = sa.Table(
+    "forecasts",
+    metadata,
+    sa.Column("id", UUID, primary_key=True),
+    sa.Column("dataset_id", UUID, sa.ForeignKey("datasets.id", ondelete="RESTRICT"), nullable=False, index=True),
+    sa.Column("metric", sa.Text, nullable=False),
+    sa.Column("request", JSONB, nullable=False, comment="the body with its defaults"),
+    sa.Column("quantiles", ARRAY(sa.Float), nullable=False, comment="levels asked for and 0.1, 0.5, 0.9, ascending"),
+    sa.Column("status", sa.Text, nullable=False, comment="derived from the runs, written with their transitions"),
+    sa.Column("warnings", JSONB, nullable=False, server_default="[]"),
+    sa.Column("best_model", sa.Text),
+    sa.Column("revision", sa.BigInteger, nullable=False, server_default=sa.text("nextval('revisions')")),
+    _created(),
+    sa.Column("finished_at", Time),
+)
+sa.Index("ix_forecasts_newest", forecasts.c.created_at.desc(), forecasts.c.id.desc())
+sa.Index("ix_forecasts_metric_finished", forecasts.c.status, forecasts.c.metric, forecasts.c.finished_at.desc())
+
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    metadata,
+    sa.Column("owner", sa.Text, primary_key=True, comment="id of the API key, or empty where there are none"),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("body_hash", sa.Text, nullable=False, comment="of the body after defaults"),
+    sa.Column(
+        "forecast_id", UUID, sa.ForeignKey("forecasts.id", ondelete="SET NULL"), index=True, comment="what it made"
+    ),
+    _created(),
+)
+
+revisions = sa.Sequence("revisions", metadata=metadata)
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("id", UUID, primary_key=True),
+    sa.Column("forecast_id", UUID, sa.ForeignKey("forecasts.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("position", sa.SmallInteger, nullable=False, comment="order in the request"),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("stage", sa.Text),
+    sa.Column("progress", sa.Float, nullable=False, server_default="0"),
+    sa.Column("servers", sa.Integer, nullable=False, server_default="0", comment="eligible ones"),
+    sa.Column("fallback_servers", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("estimated_microusd", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("actual_microusd", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("error", JSONB, comment="{code, detail} of a failed or skipped run"),
+    sa.Column("scores", JSONB, comment="pooled over the reported windows"),
+    sa.Column("seconds", sa.Float, comment="of work, all children"),
+    sa.Column("report", JSONB, comment="what preparation changed, what crossed, which weights"),
+    sa.Column("epoch", sa.Integer, nullable=False, server_default="0", comment="fence: one per claim"),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0", comment="workers that died on it"),
+    sa.Column("lease_until", Time, comment="the claim ends unless it is renewed; database clock"),
+    sa.Column("due_at", Time, nullable=False, server_default=sa.func.now()),
+    sa.Column("revision", sa.BigInteger, nullable=False, server_default=sa.text("nextval('revisions')")),
+    _created(),
+    sa.Column("started_at", Time),
+    sa.Column("finished_at", Time),
+    sa.UniqueConstraint("forecast_id", "model"),
+)
+sa.Index("ix_runs_open", runs.c.due_at, postgresql_where=runs.c.status.in_(["queued", "running"]))
+
+run_events = sa.Table(
+    "run_events",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column("run_id", UUID, sa.ForeignKey("runs.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("before", sa.Text, comment="null: the run was made"),
+    sa.Column("after", sa.Text, nullable=False),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("detail", sa.Text),
+    _created(),
+)
+
+results = sa.Table(
+    "results",
+    metadata,
+    sa.Column("run_id", UUID, sa.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("server_id", sa.Text, primary_key=True),
+    sa.Column("as_of", Time, nullable=False, comment="the server's last row; step k is as_of + k × step"),
+    sa.Column("step", sa.Interval, nullable=False),
+    sa.Column("p10", ARRAY(sa.REAL), nullable=False),
+    sa.Column("p50", ARRAY(sa.REAL), nullable=False),
+    sa.Column("p90", ARRAY(sa.REAL), nullable=False),
+    sa.Column("others", ARRAY(sa.REAL), comment="the further levels, one after the other, ascending"),
+    sa.Column("fallback", sa.Text, comment="the model that stood in, when the run's own could not"),
+    sa.Column("smape", sa.REAL),
+    sa.Column("mase", sa.REAL),
+    sa.Column("mae", sa.REAL),
+    sa.Column("rmse", sa.REAL),
+    sa.Column("wql", sa.REAL),
+    sa.Column("coverage", sa.REAL),
+)
+
+run_paths = sa.Table(
+    "run_paths",
+    metadata,
+    sa.Column("run_id", UUID, sa.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("paths", sa.Integer, nullable=False),
+    sa.Column("ranks", sa.LargeBinary, nullable=False, comment="uint16 little-endian (paths, horizon): rank per step"),
+    sa.Column("source", sa.Text, nullable=False, comment="residuals, or autoregressive where there were too few"),
+)
