@@ -1,0 +1,37 @@
+"""Brings a database to the newest schema; safe when several processes start at once."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.engine import URL
+
+MIGRATIONS = Path(__file__).parents[2] / "migrations"
+_LOCK = 0x48454144  # one advisory lock for all who migrate
+
+
+def sqlalchemy_url(url: str) -> URL:
+    """A plain `postgresql://` URL as SQLAlchemy wants it, on psycopg 3."""
+    return make_url(url).set(drivername="postgresql+psycopg")
+
+
+def config() -> Config:
+    settings = Config()
+    settings.set_main_option("script_location", str(MIGRATIONS))
+    return settings
+
+
+def upgrade(url: str) -> None:
+    """Apply what is missing. Waits for another process that is at it; a lock on a table is waited for 5 s only."""
+    engine = create_engine(sqlalchemy_url(url))
+    try:
+        with engine.connect() as guard, engine.connect() as connection:
+            guard.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _LOCK})
+            connection.execute(text("SET lock_timeout = '5s'"))
+            connection.commit()
+            settings = config()
+            settings.attributes["connection"] = connection
+            command.upgrade(settings, "head")
+    finally:
+        engine.dispose()
