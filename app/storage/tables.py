@@ -27,10 +27,10 @@ def _created() -> sa.Column:  # type: ignore[type-arg]
 installation = sa.Table(
     "installation",
     metadata,
-    sa.Column("only", sa.Boolean, primary_key=True, server_default=sa.true()),
+    sa.Column("sole", sa.Boolean, primary_key=True, server_default=sa.true()),
     sa.Column("id", sa.Text, nullable=False, comment="4 characters, made at the first migration, part of AWS names"),
     _created(),
-    sa.CheckConstraint("only", name="one_row"),
+    sa.CheckConstraint("sole", name="one_row"),
 )
 
 api_keys = sa.Table(

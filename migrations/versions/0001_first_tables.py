@@ -73,13 +73,13 @@ def upgrade() -> None:
     op.create_index(op.f("ix_datasets_parent_id"), "datasets", ["parent_id"], unique=False)
     op.create_table(
         "installation",
-        sa.Column("only", sa.Boolean(), server_default=sa.true(), nullable=False),
+        sa.Column("sole", sa.Boolean(), server_default=sa.true(), nullable=False),
         sa.Column(
             "id", sa.Text(), nullable=False, comment="4 characters, made at the first migration, part of AWS names"
         ),
         sa.Column("created_at", postgresql.TIMESTAMP(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("only", name=op.f("ck_installation_one_row")),
-        sa.PrimaryKeyConstraint("only", name=op.f("pk_installation")),
+        sa.CheckConstraint("sole", name=op.f("ck_installation_one_row")),
+        sa.PrimaryKeyConstraint("sole", name=op.f("pk_installation")),
     )
     op.create_table(
         "dataset_servers",
