@@ -1,0 +1,98 @@
+"""Where heavy work runs: child processes here, limited in memory and time.
+
+A child that dies, hangs or outgrows its memory fails its own task and no other. Nothing here knows what the
+tasks are. The pool comes to life with the first task, so a process that never runs one pays nothing.
+"""
+
+import asyncio
+import ctypes
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import get_context
+from typing import Protocol, TypeVar
+
+from pebble import ProcessExpired, ProcessPool
+
+Answer = TypeVar("Answer")
+_PR_SET_PDEATHSIG = 1
+
+
+class ChildDied(Exception):
+    """The child process ended without an answer: out of memory, a crash in native code, or killed."""
+
+
+class TooSlow(Exception):
+    """The task ran past its time and was killed."""
+
+
+class Compute(Protocol):
+    @property
+    def processes(self) -> int:
+        """How many tasks run side by side."""
+        ...
+
+    async def run(self, function: Callable[..., Answer], *args: object, seconds: float) -> Answer:
+        """The answer of an importable function, called elsewhere with picklable arguments.
+
+        Raises what the function raised, ChildDied or TooSlow. Cancelling the wait kills the child that has the task.
+        """
+        ...
+
+    def close(self) -> None:
+        """Kill what still runs."""
+        ...
+
+
+class Processes:
+    """Spawned children of this process; they die with it."""
+
+    def __init__(self, processes: int, memory_mb: int) -> None:
+        self.processes = processes
+        # Children are the parallelism: one thread each, or they would fight over the cores.
+        for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ[variable] = "1"
+        self._pool = ProcessPool(
+            max_workers=processes,
+            context=get_context("spawn"),
+            initializer=_confine,
+            initargs=(memory_mb << 20,),
+        )
+
+    async def run(self, function: Callable[..., Answer], *args: object, seconds: float) -> Answer:
+        try:
+            return await asyncio.wrap_future(self._pool.schedule(function, args=args, timeout=seconds))
+        except ProcessExpired as expired:
+            _kill_group(expired.pid)
+            raise ChildDied(f"the child process died ({_cause(expired.exitcode)})") from None
+        except MemoryError:
+            raise ChildDied("the child process ran out of its memory") from None
+        except TimeoutError:
+            raise TooSlow(f"the task took longer than {seconds:g} s") from None
+
+    def close(self) -> None:
+        self._pool.stop()
+        self._pool.join()
+
+
+def _confine(memory: int) -> None:
+    """In the child: a memory limit, an end with the parent, and grandchildren (Stan) that end with it."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+
+
+def _kill_group(pid: int | None) -> None:
+    if pid:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def _cause(code: int | None) -> str:
+    return signal.Signals(-code).name if code is not None and code < 0 else f"exit status {code}"
