@@ -1,0 +1,135 @@
+"""Prophet, one model per server: trend, yearly and weekly season (and daily, for hours), calendar events, regressors.
+
+It leaves out calibration, and the search for settings: the one that matters, whether the seasons grow with the
+level, is decided by a rule on the history alone.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from prophet import Prophet
+
+from app.domain import calendar
+from app.domain.panel import Array, Frequency, Index, Panel, Times
+from app.forecasters import _known
+
+logging.getLogger("prophet").setLevel(logging.WARNING)
+logging.getLogger("cmdstanpy").disabled = True  # it sets its own level when Prophet loads it
+
+SAMPLES = 1_000
+"""Predictive samples a quantile is read from."""
+
+SEED = 20_220_101
+
+YEAR = np.timedelta64(365, "D")
+TWO_WEEKS = np.timedelta64(14, "D")
+
+
+@dataclass(frozen=True)
+class FittedProphet:
+    """A fitted model per server, and what the future is built from: the panel's grid and known-ahead regressors."""
+
+    models: tuple[Prophet, ...]
+    events: tuple[str, ...]
+    panel: Panel
+
+    def predict(self, horizon: int, quantiles: Sequence[float]) -> Array:
+        """Quantiles of predictive samples: future trend changes as likely as past ones, and the fitted noise.
+
+        Every server draws from the same seed, so that its forecast does not depend on its neighbours in the chunk.
+        """
+        design = _design(self.panel, horizon, self.events)
+        columns = self.panel.future_columns(horizon)
+        forecast = np.empty((len(self.models), horizon, len(quantiles)))
+        for row, (model, ahead) in enumerate(zip(self.models, columns, strict=True)):
+            np.random.seed(SEED)  # Prophet draws from numpy's global generator
+            samples = model.predictive_samples(design.frame(row, ahead))["yhat"]
+            forecast[row] = np.quantile(samples, quantiles, axis=1).T
+        return forecast
+
+
+@dataclass(frozen=True)
+class ProphetForecaster:
+    name: str = "prophet"
+    chunk: int = 8
+    earlier_windows: int = 1
+
+    def fit(self, panel: Panel, horizon: int) -> FittedProphet:
+        past = panel.times[: int(panel.last.max()) + 1]
+        events = tuple(calendar.holidays(past, panel.country))
+        design = _design(panel, 0, events)
+        models = []
+        for row, (first, last) in enumerate(zip(panel.first, panel.last, strict=True)):
+            steps = np.arange(first, last + 1)
+            values = panel.values[row, steps]
+            model = _model(values, panel.times[steps], panel.frequency)
+            for regressor in design.names:
+                model.add_regressor(regressor)
+            model.fit(design.frame(row, steps).assign(y=values), seed=SEED)
+            model.stan_backend.cleanup()  # Stan's files would else stay until the process ends
+            models.append(model)
+        return FittedProphet(tuple(models), events, panel)
+
+
+@dataclass(frozen=True)
+class _Design:
+    """Regressors on a grid: `shared` by all servers, (steps,) each, and `own`, (servers, steps) each."""
+
+    times: Times
+    shared: dict[str, Array]
+    own: dict[str, Array]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.shared, *self.own)
+
+    def frame(self, row: int, steps: Index) -> pd.DataFrame:
+        """Prophet's input for one server at some steps."""
+        shared = {name: column[steps] for name, column in self.shared.items()}
+        own = {name: column[row, steps] for name, column in self.own.items()}
+        return pd.DataFrame({"ds": self.times[steps], **shared, **own})
+
+
+def _design(panel: Panel, horizon: int, events: Sequence[str]) -> _Design:
+    """Holidays named in `events`, the end of the quarter, known-ahead regressors; names Prophet reserves are kept off."""
+    times = panel.times_with_future(horizon)
+    found = calendar.holidays(times, panel.country)
+    never = np.zeros(len(times), dtype=np.bool_)
+    flags = {f"holiday {name}": found.get(name, never) for name in events}
+    flags["end of quarter"] = calendar.end_of_quarter(times)
+    return _Design(
+        times=times,
+        shared={name: column.astype(np.float64) for name, column in flags.items()},
+        own={f"known {name}": column for name, column in _known.filled(panel, horizon).items()},
+    )
+
+
+def _model(values: Array, times: Times, frequency: Frequency) -> Prophet:
+    """Prophet with the seasons the history has room for: two years for a yearly one, two weeks for a weekly one."""
+    span = times[-1] - times[0] + frequency.step
+    return Prophet(
+        growth="linear",
+        yearly_seasonality=bool(span >= 2 * YEAR),  # Prophet takes np.True_ for one harmonic
+        weekly_seasonality=bool(span >= TWO_WEEKS),
+        daily_seasonality=frequency is Frequency.HOURLY,
+        seasonality_mode="multiplicative" if _grows_with_level(values, frequency) else "additive",
+        uncertainty_samples=SAMPLES,
+    )
+
+
+def _grows_with_level(values: Array, frequency: Frequency) -> bool:
+    """Whether the swing within blocks of four seasons rises with their level; no, where the level comes near zero."""
+    block = 4 * frequency.season
+    blocks = values[len(values) % block :].reshape(-1, block)
+    if len(blocks) < 4:
+        return False
+    level, swing = blocks.mean(axis=1), blocks.std(axis=1)
+    if level.min() <= 0.2 * level.mean() or level.std() == 0 or swing.std() == 0:
+        return False
+    return bool(np.corrcoef(level, swing)[0, 1] > 0)
+
+
+FORECASTER = ProphetForecaster()
