@@ -1,0 +1,195 @@
+"""Calibration of quantile forecasts by what the back-tests missed: split-conformal, in normal scores.
+
+It holds the quantile function that a row of quantiles stands for, and the correction learnt from earlier
+windows. It leaves out which windows may be used for which forecast (evaluation).
+
+A forecast's quantiles are read as a function of the normal score u = Φ⁻¹(level): straight lines between the
+given levels, and beyond them the line from the median through the outermost one. An observed value has a
+score u under it (its probability integral transform, as a normal score); were the forecast right, the scores
+of many values would be standard normal. Where they are not, level l is read not at Φ⁻¹(l) but where the
+observed scores have their l-quantile (Vovk et al. 2005, split-conformal; Kuleshov et al. 2018 for the form):
+
+    calibrated quantile l of server i at step h = Q_ih( a_i · (shift + stretch_l(h) · Φ⁻¹(l)) )
+
+`shift`, `stretch` are pooled over all servers, `a_i` is the server's own scale. The errors of a fleet are
+strongly correlated, so that one window is hardly more than one observation of shift and stretch: each
+estimate x with a noise variance ν²/windows is shrunk to x · x²/(x² + ν²/windows). A wildly wrong spread is
+mended from one window, a slightly odd one is left alone.
+"""
+
+from itertools import pairwise
+from statistics import NormalDist
+
+import numpy as np
+
+from app.domain.panel import Array
+
+SHIFT_NOISE = 0.6
+"""Standard deviation, between windows, of the fleet's median score when the forecasts are honest."""
+SPREAD_NOISE = 0.3
+"""The same, of the logarithm of the fleet's spread."""
+SKEW_NOISE = 0.5
+"""The same, of the logarithm of upper or lower spread to the common spread."""
+SHAPE_NOISE = 0.4
+"""The same, of the logarithm of the spread in one part of the horizon to that of all."""
+SERVER_NOISE = 0.4
+"""The same, of the logarithm of one server's spread to the fleet's."""
+
+FLOOR = 0.05
+"""Least spread of a forecast that is corrected, as a share of the seasonal-naive scale; a zero has no ratio."""
+PARTS = 4
+"""Parts of the horizon whose spread is learnt apart, at least a week of steps each."""
+LIMIT = 40.0
+"""Scores are clipped here, so that one frozen sensor does not become infinite."""
+
+
+def normal_scores_of(levels: tuple[float, ...]) -> Array:
+    """Φ⁻¹ of each level: (levels,)."""
+    return np.array([NormalDist().inv_cdf(level) for level in levels])
+
+
+def floored(quantiles: Array, levels: tuple[float, ...], scale: Array) -> Array:
+    """Quantiles (servers, horizon, levels), ascending, no nearer to their median than the `scale` (servers,) allows."""
+    z = normal_scores_of(levels)
+    median = quantiles[..., [levels.index(0.5)]]
+    least = FLOOR * np.nan_to_num(scale)[:, None, None] * z
+    offset = quantiles - median
+    return median + np.where(
+        z < 0, np.minimum(offset, least), np.maximum(offset, least)
+    )
+
+
+def scores(values: Array, quantiles: Array, levels: tuple[float, ...]) -> Array:
+    """Normal score of each value (servers, horizon) under quantiles (servers, horizon, levels).
+
+    NaN where the value or the forecast is missing, and where a forecast without any spread was off: that
+    error has no scale to be measured in.
+    """
+    z = normal_scores_of(levels)
+    centre = levels.index(0.5)
+    error = values - quantiles[..., centre]
+    below = (quantiles[..., 0] - quantiles[..., centre]) / z[0]
+    above = (quantiles[..., -1] - quantiles[..., centre]) / z[-1]
+    slope = np.where(error < 0, below, above)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result = np.where(error == 0, 0.0, error / slope)
+        for k in range(len(levels) - 1):
+            if k == 0 and centre == 1 or k == len(levels) - 2 and centre == k:
+                continue  # the line from the median to the outermost level, already drawn
+            low, high = quantiles[..., k], quantiles[..., k + 1]
+            inside = (values >= low) & (values <= high) & (high > low)
+            result = np.where(
+                inside, z[k] + (values - low) / (high - low) * (z[k + 1] - z[k]), result
+            )
+    result[~np.isfinite(result)] = np.nan
+    return np.clip(result, -LIMIT, LIMIT)
+
+
+def read(quantiles: Array, levels: tuple[float, ...], at: Array) -> Array:
+    """The quantile functions read at normal scores: both (servers, horizon, levels) or broadcast to it."""
+    z = normal_scores_of(levels)
+    centre = levels.index(0.5)
+    median = quantiles[..., [centre]]
+    below = (quantiles[..., [0]] - median) / z[0]
+    above = (quantiles[..., [-1]] - median) / z[-1]
+    result = median + at * np.where(at < 0, below, above)
+    for k in range(len(levels) - 1):
+        if k == 0 and centre == 1 or k == len(levels) - 2 and centre == k:
+            continue
+        low, high = quantiles[..., [k]], quantiles[..., [k + 1]]
+        inside = (at >= z[k]) & (at <= z[k + 1])
+        result = np.where(
+            inside, low + (at - z[k]) / (z[k + 1] - z[k]) * (high - low), result
+        )
+    return np.asarray(result)
+
+
+def reading_points(observed: Array, levels: tuple[float, ...]) -> Array:
+    """Where to read each level, learnt from the scores of earlier windows.
+
+    `observed` is (windows, servers, horizon), NaN where nothing is known. Returns (servers, horizon, levels),
+    ascending; Φ⁻¹(levels) itself when nothing was observed.
+    """
+    _, servers, horizon = observed.shape
+    z = normal_scores_of(levels)
+    known = np.isfinite(observed)
+    windows = int(known.any(axis=(1, 2)).sum())
+    if windows == 0:
+        return np.broadcast_to(z, (servers, horizon, len(z))).copy()
+
+    own = _server_scale(observed, known)
+    standard = observed / own[:, None]
+    shift = _shrunk(_quantile(standard, 0.5), SHIFT_NOISE, windows)
+    deviation = standard - shift
+    size = np.abs(deviation)
+
+    stretch = np.ones((horizon, len(z)))
+    for k, level in enumerate(levels):
+        if level == 0.5:
+            continue
+        inner = abs(2 * level - 1)
+        both = np.log(_positive(_quantile(size, inner)) / abs(z[k]))
+        side = np.log(_positive(_quantile(deviation, level) / z[k]))
+        pooled = _shrunk(both, SPREAD_NOISE, windows) + _shrunk(
+            side - both, SKEW_NOISE, windows
+        )
+        stretch[:, k] = np.exp(
+            pooled + _by_horizon(size, inner, both + np.log(abs(z[k])), windows)
+        )
+    points = own[:, None, None] * (shift + stretch * z)
+    return np.sort(points, axis=-1)
+
+
+def _shrunk(estimate: float, noise: float, windows: float) -> float:
+    """Towards zero by how little it stands out of its noise."""
+    signal = estimate * estimate
+    return estimate * signal / (signal + noise * noise / windows) if signal else 0.0
+
+
+def _positive(value: float) -> float:
+    return max(value, 0.02)
+
+
+def _quantile(values: Array, level: float) -> float:
+    """Of the finite values, with the split-conformal correction level · (1 + 1/n), away from the middle."""
+    finite = values[np.isfinite(values)]
+    if level > 0.5:
+        level = min(1.0, level * (1 + 1 / finite.size))
+    elif level < 0.5:
+        level = max(0.0, 1 - (1 - level) * (1 + 1 / finite.size))
+    return float(np.quantile(finite, level))
+
+
+def _server_scale(observed: Array, known: Array) -> Array:
+    """Each server's spread relative to the fleet's, shrunk to 1 as far as chance explains it: (servers,)."""
+    count = known.sum(axis=(0, 2))
+    total = np.where(known, np.sqrt(np.abs(observed)), 0.0).sum(
+        axis=(0, 2)
+    )  # roots: one spike is not a scale
+    seen = (count > 0) & (total > 0)
+    if seen.sum() < 2:
+        return np.ones(len(count))
+    ratio = np.zeros(len(count))
+    ratio[seen] = 2 * np.log(total[seen] / count[seen])
+    ratio[seen] -= np.median(ratio[seen])
+    noise = np.full(len(count), np.inf)
+    noise[seen] = SERVER_NOISE**2 * observed.shape[2] / count[seen]
+    signal = max(float(np.var(ratio[seen]) - noise[seen].mean()), 0.0)
+    return np.asarray(np.exp(ratio * signal / (signal + noise)))
+
+
+def _by_horizon(size: Array, inner: float, pooled: float, windows: int) -> Array:
+    """How the logarithm of the spread departs from the pooled one along the horizon: (horizon,)."""
+    horizon = size.shape[2]
+    parts = min(PARTS, horizon // 7)
+    if parts < 2:
+        return np.zeros(horizon)
+    edges = np.linspace(0, horizon, parts + 1).round().astype(int)
+    centres, departures = [], []
+    for start, stop in pairwise(edges):
+        block = size[:, :, start:stop]
+        if np.isfinite(block).any():
+            centres.append((start + stop - 1) / 2)
+            departure = float(np.log(_positive(_quantile(block, inner)))) - pooled
+            departures.append(_shrunk(departure, SHAPE_NOISE, windows))
+    return np.interp(np.arange(horizon), centres, departures)
