@@ -26,6 +26,7 @@ HeadroomError
 ├── Unavailable                 503 unavailable: a part we need is away; try again
 │   └── AwsUnavailable          503 aws-unavailable
 ├── InsufficientStorage         507 insufficient-storage
+├── CannotStart                 a process cannot start as things are; whoever runs it must mend something
 ├── Transient                   the worker tries again later
 └── Fatal                       the worker gives the run up; carries the reason
 
@@ -169,6 +170,10 @@ class AwsUnavailable(Unavailable):
 
 class InsufficientStorage(HeadroomError):
     slug, title, status = "insufficient-storage", "The store is full", 507
+
+
+class CannotStart(HeadroomError):
+    slug, title = "cannot-start", "Cannot start"
 
 
 class Transient(HeadroomError):
