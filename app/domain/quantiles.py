@@ -6,6 +6,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtr  # type: ignore[import-untyped]
 
 Array = NDArray[np.float64]
 
@@ -53,3 +54,53 @@ def interpolate(values: Array, levels: Sequence[float], wanted: Sequence[float])
     share = (at - known[left]) / (known[left + 1] - known[left])
     between = values[..., left] * (1 - share) + values[..., left + 1] * share
     return np.maximum.accumulate(between, axis=-1)
+
+
+def cdf(values: Array, levels: Sequence[float], x: Array, lower: Array | float, upper: Array | float) -> Array:
+    """P(Y ≤ x), the inverse of `interpolate`: quantiles (…, levels) and x (…) → (…), broadcast against each other.
+
+    What the marginal has below `lower` sits at `lower`, what it has above `upper` at `upper`. Of a flat stretch of
+    quantiles all of its mass counts as ≤ x at its value.
+    """
+    inside = ndtr(_score(values, levels, x))
+    return np.where(x >= upper, 1.0, np.where(x < lower, 0.0, inside))
+
+
+def mean_excess(values: Array, levels: Sequence[float], x: Array, lower: Array | float, upper: Array | float) -> Array:
+    """E[max(Y - x, 0)] under the same marginal, in the unit of the values: (…).
+
+    In each segment Y = a + bz, so that its part is the integral of (a + bz - x) φ(z), (a - x) ΔΦ - b Δφ.
+    """
+    held = np.maximum(x, lower)
+    return np.maximum(lower - x, 0.0) + np.maximum(
+        _unbounded_excess(values, levels, held) - _unbounded_excess(values, levels, np.maximum(held, upper)), 0.0
+    )
+
+
+def _score(values: Array, levels: Sequence[float], x: Array) -> Array:
+    """The normal score at which the quantile function passes x; where it is flat at x, the upper end."""
+    z = normal_scores(levels)
+    reached = (values <= x[..., None]).sum(axis=-1)
+    left = np.clip(reached - 1, 0, len(z) - 2)
+    low = np.take_along_axis(values, left[..., None], axis=-1)[..., 0]
+    high = np.take_along_axis(values, left[..., None] + 1, axis=-1)[..., 0]
+    flat = high <= low
+    slope = (z[left + 1] - z[left]) / np.where(flat, 1.0, high - low)
+    return np.where(flat, np.where(x >= low, np.inf, -np.inf), z[left] + (x - low) * slope)
+
+
+def _unbounded_excess(values: Array, levels: Sequence[float], x: Array) -> Array:
+    z = normal_scores(levels)
+    ends = np.concatenate([[-np.inf], z[1:-1], [np.inf]])
+    start = _score(values, levels, x)
+    total = np.zeros(start.shape)
+    for k in range(len(z) - 1):
+        slope = (values[..., k + 1] - values[..., k]) / (z[k + 1] - z[k])
+        above = np.clip(start, ends[k], ends[k + 1])
+        mass = ndtr(ends[k + 1]) - ndtr(above)
+        total += (values[..., k] - slope * z[k] - x) * mass + slope * (_density(above) - _density(ends[k + 1]))
+    return total
+
+
+def _density(z: Array | float) -> Array:
+    return np.asarray(np.exp(-0.5 * np.square(z)) / np.sqrt(2 * np.pi))
