@@ -62,6 +62,7 @@ SETTINGS = {
     # Fewer processes; the queries are too short for these to pay.
     "io_method": "sync",
     "max_worker_processes": "2",
+    "max_logical_replication_workers": "0",
     "jit": "off",
     "log_checkpoints": "off",
 }
@@ -168,7 +169,8 @@ class EmbeddedPostgres:
 
     def _alive(self) -> bool:
         """Whether any process of the server lives, be it an orphan whose postmaster was killed."""
-        return not _free(self._home / "server.lock")
+        # Asked with a shared lock, so that two who ask do not take each other for a server.
+        return not _free(self._home / "server.lock", fcntl.LOCK_SH)
 
     def _bring_up(self) -> None:
         """Until the server answers: wait for one that starts or for orphans that leave, then start our own."""
@@ -210,7 +212,7 @@ class EmbeddedPostgres:
         fcntl.flock(self._holding, fcntl.LOCK_UN)
         os.close(self._holding)
         self._holding = None
-        if not _free(self._home / "holders.lock") or not self._alive():
+        if not _free(self._home / "holders.lock", fcntl.LOCK_EX) or not self._alive():
             return
         # It fails where the postmaster was killed; then only orphans are waited for.
         self._run("pg_ctl", "stop", "-W", "-s", "-m", "fast", check=False)
@@ -234,8 +236,9 @@ class EmbeddedPostgres:
         self._make_private(staging)
         where = ["-D", str(staging)]
         self._run(
-            "initdb", *where, "--no-sync", "--username=headroom", "--auth-local=trust", "--auth-host=reject",
-            "--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions",
+            "initdb", *where, "--no-sync", "--no-instructions",
+            "--username=headroom", "--auth-local=trust", "--auth-host=reject",
+            "--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
         )  # fmt: skip
         self._run("postgres", "--single", "-F", *where, "postgres", stdin="CREATE DATABASE headroom\n")
         staging.rename(self._cluster)
@@ -299,7 +302,8 @@ class EmbeddedPostgres:
         return f"The end of {log}:\n" + "\n".join(lines)
 
     def _ready(self) -> bool:
-        return self._run("pg_isready", "-q", "-h", str(self._socket), "-U", "headroom", "-d", "headroom", check=False) == 0
+        asked = ["-h", str(self._socket), "-U", "headroom", "-d", "headroom"]
+        return self._run("pg_isready", "-q", *asked, check=False) == 0
 
     def _run(self, program: str, *args: str, stdin: str = "", keep: tuple[int, ...] = (), check: bool = True) -> int:
         """Run one of PostgreSQL's programs as the server's user; returns its exit code.
@@ -328,11 +332,11 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _free(lock: Path) -> bool:
-    """Whether nobody holds `lock`. Asked with a shared lock, so that two who ask do not see each other."""
+def _free(lock: Path, kind: int) -> bool:
+    """Whether `lock` could be had, shared or exclusively, at this moment."""
     descriptor = open_lock(lock)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     finally:
