@@ -1,0 +1,235 @@
+"""Results of runs: one row per (run, server), quantiles as `real[]` in step order. In by binary COPY, out as arrays.
+
+It holds the layout of those rows and nothing of their meaning. No transaction stays open between two batches.
+"""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from math import isnan
+from struct import pack
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import psycopg
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from app.domain.panel import Times
+from app.domain.paths import Template
+from app.domain.quantiles import BASE
+from app.storage.tables import forecasts, results, run_paths, runs
+
+Reals = NDArray[np.float32]
+
+SCORES = ("smape", "mase", "mae", "rmse", "wql", "coverage")
+_COLUMNS = ("run_id", "server_id", "as_of", "step", "p10", "p50", "p90", "others", "fallback", *SCORES)
+_EPOCH = np.datetime64("2000-01-01", "us")  # PostgreSQL counts microseconds from here
+_FLOAT4 = 700
+_ARRAY_HEADER = 20  # dimensions, flags, type, length, lower bound: five int32
+
+
+@dataclass(frozen=True)
+class ResultMatrix:
+    """The results of one run. `values` float32 (servers, horizon, levels); `as_of` datetime64[s] (servers,).
+
+    `fallback` names the model that stood in for a server, or None. `scores` maps each of SCORES to (servers,),
+    NaN where unscored.
+    """
+
+    server_ids: tuple[str, ...]
+    as_of: Times
+    step: np.timedelta64
+    levels: tuple[float, ...]
+    values: Reals
+    fallback: tuple[str | None, ...]
+    scores: dict[str, Reals]
+
+    def __len__(self) -> int:
+        return len(self.server_ids)
+
+    def times(self) -> Times:
+        """datetime64[s] (servers, horizon)."""
+        return self.as_of[:, None] + (1 + np.arange(self.values.shape[1])) * self.step
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """A run as readers of results need it: which, of what model, in what place."""
+
+    id: UUID
+    model: str
+    position: int
+
+
+async def write(connection: AsyncConnection, run_id: UUID, found: ResultMatrix) -> None:
+    """COPY all of a run's results in the caller's transaction."""
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(raw, psycopg.AsyncConnection)
+    async with (
+        raw.cursor() as cursor,
+        cursor.copy(f"COPY results ({', '.join(_COLUMNS)}) FROM STDIN (FORMAT BINARY)") as copy,  # type: ignore[arg-type]
+    ):
+        for block in _encoded(run_id, found):
+            await copy.write(block)
+
+
+async def write_template(connection: AsyncConnection, run_id: UUID, template: Template) -> None:
+    await connection.execute(
+        sa.insert(run_paths).values(
+            run_id=run_id, paths=len(template), ranks=template.to_bytes(), source=template.source
+        )
+    )
+
+
+class Results:
+    """Reads; each call a short transaction of its own."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def template(self, run_id: UUID) -> Template | None:
+        async with self._engine.connect() as connection:
+            row = (await connection.execute(sa.select(run_paths).where(run_paths.c.run_id == run_id))).one_or_none()
+        return Template.from_bytes(row.ranks, row.paths, row.source) if row else None
+
+    async def matrix(self, run_id: UUID) -> ResultMatrix:
+        """All results of a run, servers in order of their id (byte order)."""
+        levels = await self._levels(run_id)
+        async with self._engine.connect() as connection:
+            rows = (await connection.execute(_select().where(results.c.run_id == run_id).order_by(_BY_ID))).all()
+        return _decoded(rows, levels)
+
+    async def batches(
+        self,
+        run: RunRef,
+        *,
+        server_ids: Sequence[str] | None,
+        after: str | None = None,
+        size: int = 500,
+    ) -> AsyncIterator[ResultMatrix]:
+        """A run's results, `size` servers at a time, in order of their id, from the one after `after` on."""
+        levels = await self._levels(run.id)
+        while True:
+            query = _select().where(results.c.run_id == run.id).order_by(_BY_ID).limit(size)
+            if server_ids is not None:
+                query = query.where(results.c.server_id.in_(server_ids))
+            if after is not None:
+                query = query.where(_BY_ID > after)
+            async with self._engine.connect() as connection:
+                rows = (await connection.execute(query)).all()
+            if rows:
+                yield _decoded(rows, levels)
+            if len(rows) < size:
+                return
+            after = rows[-1].server_id
+
+    async def _levels(self, run_id: UUID) -> tuple[float, ...]:
+        async with self._engine.connect() as connection:
+            found = await connection.scalar(
+                sa.select(forecasts.c.quantiles)
+                .join(runs, runs.c.forecast_id == forecasts.c.id)
+                .where(runs.c.id == run_id)
+            )
+        return tuple(found or BASE)
+
+
+_BY_ID = sa.collate(results.c.server_id, "C")
+
+
+def _select() -> sa.Select[Any]:
+    """Arrays as the bytes PostgreSQL would send: read by NumPy at once, not by Python one by one."""
+    arrays = (sa.func.array_send(results.c[name]).label(name) for name in ("p10", "p50", "p90", "others"))
+    plain = (results.c[name] for name in ("server_id", "as_of", "step", "fallback", *SCORES))
+    return sa.select(*plain, *arrays)
+
+
+def _reals(column: Sequence[bytes]) -> Reals:
+    """`array_send` bytes of equally long arrays: float32 (rows, length)."""
+    raw = np.frombuffer(b"".join(column), np.uint8).reshape(len(column), -1)[:, _ARRAY_HEADER:]
+    pairs = np.ascontiguousarray(raw).view(">f4").reshape(len(column), -1, 2)  # each value behind its length
+    return pairs[:, :, 1].astype(np.float32)
+
+
+def _decoded(rows: Sequence[sa.Row[Any]], levels: tuple[float, ...]) -> ResultMatrix:
+    if not rows:
+        raise LookupError("a run without results")
+    base = {level: _reals([getattr(row, name) for row in rows]) for level, name in zip(BASE, ("p10", "p50", "p90"))}
+    horizon = base[0.5].shape[1]
+    further = [level for level in levels if level not in BASE]
+    others = _reals([row.others for row in rows]).reshape(len(rows), len(further), horizon) if further else None
+    values = np.stack(
+        [base[level] if level in base else others[:, further.index(level)] for level in levels],  # type: ignore[index]
+        axis=-1,
+    )
+    return ResultMatrix(
+        server_ids=tuple(row.server_id for row in rows),
+        as_of=np.array([row.as_of.replace(tzinfo=None) for row in rows], "datetime64[s]"),
+        step=np.timedelta64(int(rows[0].step / timedelta(seconds=1)), "s"),
+        levels=levels,
+        values=values,
+        fallback=tuple(row.fallback for row in rows),
+        scores={name: np.array([getattr(row, name) for row in rows], np.float32) for name in SCORES},
+    )
+
+
+def _encoded(run_id: UUID, found: ResultMatrix, block: int = 1_000) -> Iterator[bytes]:
+    """Rows in PostgreSQL's binary COPY format, each part built for all servers at once and cut per server."""
+    yield b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+    further = [index for index, level in enumerate(found.levels) if level not in BASE]
+    head = _int16(len(_COLUMNS)) + _field(run_id.bytes)
+    step = _field(_interval(found.step))
+    for start in range(0, len(found), block):
+        rows = slice(start, start + block)
+        values = found.values[rows]
+        arrays = [_arrays(values[:, :, found.levels.index(level)]) for level in BASE]
+        if further:
+            arrays.append(_arrays(values[:, :, further].transpose(0, 2, 1).reshape(len(values), -1)))
+        fixed = np.concatenate(arrays, axis=1)
+        times = ((found.as_of[rows] - _EPOCH) // np.timedelta64(1, "us")).tolist()
+        scores = np.stack([found.scores[name][rows] for name in SCORES], axis=1).tolist()
+        yield b"".join(
+            head
+            + _field(server_id.encode())
+            + _field(time.to_bytes(8, "big", signed=True))
+            + step
+            + row.tobytes()
+            + (b"" if further else _NULL)
+            + (_field(fallback.encode()) if fallback else _NULL)
+            + b"".join(_NULL if isnan(score) else _field(pack(">f", score)) for score in its_scores)
+            for server_id, time, row, fallback, its_scores in zip(
+                found.server_ids[rows], times, fixed, found.fallback[rows], scores, strict=True
+            )
+        )
+    yield _int16(-1)
+
+
+_NULL = b"\xff\xff\xff\xff"
+
+
+def _int16(number: int) -> bytes:
+    return number.to_bytes(2, "big", signed=True)
+
+
+def _field(value: bytes) -> bytes:
+    return len(value).to_bytes(4, "big") + value
+
+
+def _interval(step: np.timedelta64) -> bytes:
+    """microseconds int64, days int32, months int32: a day is kept as a day."""
+    seconds = int(step / np.timedelta64(1, "s"))
+    days, rest = divmod(seconds, 86_400)
+    return (rest * 1_000_000).to_bytes(8, "big") + days.to_bytes(4, "big") + bytes(4)
+
+
+def _arrays(values: Reals) -> NDArray[np.uint8]:
+    """One binary `real[]` field per row: uint8 (rows, bytes)."""
+    rows, length = values.shape
+    header = np.array([_ARRAY_HEADER + 8 * length, 1, 0, _FLOAT4, length, 1], ">i4").tobytes()
+    cells = np.empty((rows, length, 2), ">f4")
+    cells.view(">i4")[:, :, 0] = 4
+    cells[:, :, 1] = values
+    body = np.ascontiguousarray(cells).view(np.uint8).reshape(rows, -1)
+    return np.concatenate([np.broadcast_to(np.frombuffer(header, np.uint8), (rows, len(header))), body], axis=1)
