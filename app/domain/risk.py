@@ -1,0 +1,264 @@
+"""The risk answer: out of quantiles, thresholds and joint paths, what a capacity planner asks of each server.
+
+It holds the formulas of docs/risk.md as pure functions over whole fleets, and the peaks of single forecasts.
+It leaves out where quantiles, thresholds and attributes come from (services/risk.py), the marginals
+(quantiles.py) and the joint law of the steps (paths.py). Everywhere a breach is value > threshold.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.domain import calendar, quantiles
+from app.domain.panel import Array, Frequency, Times
+from app.domain.paths import Template
+
+Flags = NDArray[np.bool_]
+Names = NDArray[np.str_]
+
+LEVELS = ("very_high", "high", "normal", "underutilized")
+
+DEFAULT_THRESHOLD = {"percent": 90.0, "ratio": 0.9}
+"""Thresholds of units that have a natural one."""
+
+PEAK_UPLIFT_PCT = 5.0
+"""A window stands out when its median is at least this much above its surroundings."""
+
+SURROUNDINGS_DAYS = 28
+"""How far around a day its surroundings reach."""
+
+_CELLS = 1_000_000
+"""Servers are taken in blocks of about this many (server, step) cells, to bound memory."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The figures behind `level`, in percent: of a percent metric itself, else of the server's threshold."""
+
+    very_high: float = 90.0
+    high: float = 80.0
+    underutilized: float = 40.0
+
+
+@dataclass(frozen=True, eq=False)
+class Outlook:
+    """Forecasts to be judged: `values` (servers, horizon, levels), ascending; `as_of`, `lower`, `upper` (servers,).
+
+    Step k, from 1, of server i is at `as_of[i]` plus k steps. `levels` ascend and contain 0.1, 0.5 and 0.9.
+    """
+
+    values: Array
+    levels: tuple[float, ...]
+    as_of: Times
+    frequency: Frequency
+    unit: str
+    lower: Array
+    upper: Array
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def horizon(self) -> int:
+        return int(self.values.shape[1])
+
+    def at(self, level: float) -> Array:
+        """One quantile of every step: (servers, horizon)."""
+        return np.asarray(self.values[..., self.levels.index(level)], dtype=np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Risk:
+    """One value per server, (servers,); NaN and NaT where the horizon ends before it happens (censored).
+
+    `severity` is the mean excess over the threshold of a step that breaches, E Σ(Y - threshold)⁺ / Σ P(breach), in
+    the metric's unit; NaN where no breach is to be expected.
+    """
+
+    level: Names
+    risk_high: Flags
+    max_p90: Array
+    mean_p50: Array
+    breach_probability: Array
+    expected_breach_days: Array
+    runway_conservative: Array
+    runway_expected: Array
+    first_breach_p10: Times
+    first_breach_p50: Times
+    headroom_pct: Array
+    severity: Array
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Days on which a server's forecast stands out, both ends included, and what the calendar says about them."""
+
+    start: np.datetime64
+    end: np.datetime64
+    cause: str
+    uplift_pct: float
+
+
+def default_threshold(unit: str) -> float | None:
+    """None for a unit that has no natural one."""
+    return DEFAULT_THRESHOLD.get(unit)
+
+
+def assess(outlook: Outlook, thresholds: Array, template: Template, rules: Levels) -> Risk:
+    """Every figure of the risk answer but the peaks. `thresholds` is (servers,), finite.
+
+    The template's horizon is at least the outlook's.
+    """
+    block = max(1, _CELLS // max(outlook.horizon, 1))
+    parts = [
+        _assess(_rows(outlook, slice(start, start + block)), thresholds[start : start + block], template, rules)
+        for start in range(0, max(len(outlook), 1), block)
+    ]
+    return Risk(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Risk)})
+
+
+def percent(values: Array, thresholds: Array, unit: str) -> Array:
+    """Values on a percent scale: as they are, times 100 for a ratio, else as a share of the threshold."""
+    match unit:
+        case "percent":
+            return values
+        case "ratio":
+            return values * 100.0
+        case _:
+            return np.asarray(values / thresholds * 100.0)
+
+
+def peaks(p50: Array, as_of: np.datetime64, frequency: Frequency, country: str) -> list[tuple[Peak, ...]]:
+    """Where medians (servers, horizon) of one `as_of` stand out over their surroundings, and why, in order of time.
+
+    Hourly medians are averaged per UTC day. The surroundings of a day are the ordinary days, no holiday and no end
+    of quarter, at most `SURROUNDINGS_DAYS` away, of the same weekday where there are any; their median counts. A
+    window is a run of days with one cause; its uplift is its mean over the mean of its surroundings. The weekly
+    rhythm is reported once: the days of the week whose mean stands out over the mean week, where they are highest.
+    """
+    times = as_of.astype("datetime64[s]") + np.arange(1, p50.shape[1] + 1) * frequency.step
+    days, first = np.unique(times.astype("datetime64[D]"), return_index=True)
+    daily = np.add.reduceat(p50, first, axis=1) / np.diff(np.append(first, len(times)))
+    causes = calendar.cause(days, country)
+    weekday = calendar.weekday(days)
+    ordinary = ~np.isin(causes, ("end_of_quarter", "holiday"))
+    found: list[list[Peak]] = [[] for _ in p50]
+    for run in _runs(np.where(ordinary, "", causes)):
+        around = _surroundings(daily, run, weekday, ordinary)
+        uplift = _uplift(daily[:, run].mean(axis=1), around)
+        for server in np.flatnonzero(uplift >= PEAK_UPLIFT_PCT).tolist():
+            found[server].append(Peak(days[run][0], days[run][-1], str(causes[run][0]), float(uplift[server])))
+    if len(np.unique(weekday[ordinary])) == 7:
+        for server, peak in _weekly(daily, days, weekday, ordinary):
+            found[server].append(peak)
+    return [tuple(sorted(peaks, key=lambda peak: peak.start)) for peaks in found]
+
+
+def _assess(outlook: Outlook, thresholds: Array, template: Template, rules: Levels) -> Risk:
+    values = outlook.values.astype(np.float64)
+    limit = np.broadcast_to(thresholds[:, None], values.shape[:2])
+    lower, upper = outlook.lower[:, None], outlook.upper[:, None]
+    p50, p90 = outlook.at(0.5), outlook.at(0.9)
+    below = quantiles.cdf(values, outlook.levels, limit, lower, upper)
+    breached_by = template.breached_by(below)
+    per_day = outlook.frequency.per_day
+    max_p90, mean_p50 = p90.max(axis=1), p50.mean(axis=1)
+    conservative = _first(p90 > limit)
+    headroom = np.maximum(percent(thresholds, thresholds, outlook.unit) - percent(max_p90, thresholds, outlook.unit), 0)
+    return Risk(
+        level=_level(percent(max_p90, thresholds, outlook.unit), percent(mean_p50, thresholds, outlook.unit), rules),
+        risk_high=np.isfinite(conservative),
+        max_p90=max_p90,
+        mean_p50=mean_p50,
+        breach_probability=breached_by[:, -1],
+        expected_breach_days=(1.0 - below).sum(axis=1) / per_day,
+        runway_conservative=conservative / per_day,
+        runway_expected=_first(p50 > limit) / per_day,
+        first_breach_p10=_dates(_first(breached_by >= 0.1), outlook),
+        first_breach_p50=_dates(_first(breached_by >= 0.5), outlook),
+        headroom_pct=headroom,
+        severity=_severity(values, outlook.levels, limit, lower, upper, 1.0 - below),
+    )
+
+
+def _rows(outlook: Outlook, rows: slice) -> Outlook:
+    return Outlook(
+        outlook.values[rows],
+        outlook.levels,
+        outlook.as_of[rows],
+        outlook.frequency,
+        outlook.unit,
+        outlook.lower[rows],
+        outlook.upper[rows],
+    )
+
+
+def _first(happens: Flags) -> Array:
+    """The first step, from 1, at which it happens; NaN when it does not."""
+    return np.where(happens.any(axis=1), happens.argmax(axis=1) + 1.0, np.nan)
+
+
+def _dates(steps: Array, outlook: Outlook) -> Times:
+    known = np.isfinite(steps)
+    at = outlook.as_of.astype("datetime64[s]") + np.where(known, steps, 0).astype(np.int64) * outlook.frequency.step
+    return np.where(known, at, np.datetime64("NaT", "s"))
+
+
+def _level(max_p90: Array, mean_p50: Array, rules: Levels) -> Names:
+    return np.select(
+        [max_p90 > rules.very_high, max_p90 > rules.high, mean_p50 < rules.underutilized],
+        [np.array("very_high"), np.array("high"), np.array("underutilized")],
+        default=np.array("normal"),
+    )
+
+
+def _severity(values: Array, levels: Sequence[float], limit: Array, lower: Array, upper: Array, breach: Array) -> Array:
+    """Only cells that may breach at all are worth their integral."""
+    cells = breach > 1e-9
+    excess = np.zeros(breach.shape)
+    bounds = (np.broadcast_to(bound, breach.shape)[cells] for bound in (lower, upper))
+    excess[cells] = quantiles.mean_excess(values[cells], levels, limit[cells], *bounds)
+    expected = np.where(cells, breach, 0.0).sum(axis=1)
+    return np.where(expected > 0, excess.sum(axis=1) / np.where(expected > 0, expected, 1.0), np.nan)
+
+
+def _runs(labels: Names) -> list[slice]:
+    """Stretches of one and the same label that is not empty."""
+    edges = np.flatnonzero(np.append(True, labels[1:] != labels[:-1]))
+    return [
+        slice(int(start), int(stop))
+        for start, stop in zip(edges, [*edges[1:], len(labels)], strict=True)
+        if labels[start]
+    ]
+
+
+def _surroundings(daily: Array, run: slice, weekday: NDArray[np.int64], ordinary: Flags) -> Array:
+    """Mean over the days of a run of the median of their surroundings: (servers,), NaN where there are none."""
+    position = np.arange(daily.shape[1])
+    levels = []
+    for day in position[run]:
+        near = ordinary & (np.abs(position - day) <= SURROUNDINGS_DAYS)
+        alike = near & (weekday == weekday[day])
+        chosen = alike if alike.any() else near
+        levels.append(np.median(daily[:, chosen], axis=1) if chosen.any() else np.full(len(daily), np.nan))
+    return np.asarray(np.mean(levels, axis=0))
+
+
+def _weekly(daily: Array, days: Times, weekday: NDArray[np.int64], ordinary: Flags) -> list[tuple[int, Peak]]:
+    profile = np.stack([daily[:, ordinary & (weekday == day)].mean(axis=1) for day in range(7)], axis=1)
+    uplift = _uplift(profile, profile.mean(axis=1, keepdims=True))
+    found = []
+    for server in np.flatnonzero((uplift >= PEAK_UPLIFT_PCT).any(axis=1)).tolist():
+        hot = ordinary & (uplift[server] >= PEAK_UPLIFT_PCT)[weekday]
+        run = max(_runs(np.where(hot, "weekday", "")), key=lambda run: daily[server, run].mean())
+        mean = uplift[server, weekday[run]].mean()
+        found.append((server, Peak(days[run][0], days[run][-1], "weekday", float(mean))))
+    return found
+
+
+def _uplift(value: Array, level: Array) -> Array:
+    """In percent; 0 where there is no level to compare with."""
+    usable = np.isfinite(level) & (level > 0)
+    return np.asarray(np.where(usable, (value / np.where(usable, level, 1.0) - 1.0) * 100.0, 0.0))
