@@ -1,8 +1,7 @@
 """Known-ahead regressors as models want them: a number at every step of the past and of the horizon."""
 
-import pandas as pd
-
 import numpy as np
+import pandas as pd
 
 from app.domain.panel import Array, Panel
 

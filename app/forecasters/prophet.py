@@ -16,7 +16,7 @@ from app.domain import calendar
 from app.domain.panel import Array, Frequency, Index, Panel, Times
 from app.forecasters import _known
 
-logging.getLogger("prophet").setLevel(logging.WARNING)
+logging.getLogger("prophet").setLevel(logging.ERROR)
 logging.getLogger("cmdstanpy").disabled = True  # it sets its own level when Prophet loads it
 
 SAMPLES = 1_000
@@ -69,7 +69,8 @@ class ProphetForecaster:
             for regressor in design.names:
                 model.add_regressor(regressor)
             model.fit(design.frame(row, steps).assign(y=values), seed=SEED)
-            model.stan_backend.cleanup()  # Stan's files would else stay until the process ends
+            if model.stan_backend is not None:
+                model.stan_backend.cleanup()  # Stan's files would else stay until the process ends
             models.append(model)
         return FittedProphet(tuple(models), events, panel)
 
@@ -94,7 +95,7 @@ class _Design:
 
 
 def _design(panel: Panel, horizon: int, events: Sequence[str]) -> _Design:
-    """Holidays named in `events`, the end of the quarter, known-ahead regressors; names Prophet reserves are kept off."""
+    """The named holidays, the end of the quarter, known-ahead regressors; under names that Prophet does not reserve."""
     times = panel.times_with_future(horizon)
     found = calendar.holidays(times, panel.country)
     never = np.zeros(len(times), dtype=np.bool_)
