@@ -1,0 +1,208 @@
+"""What is done to a panel before a fit: outliers capped, then gaps filled, each counted per server.
+
+Pure array functions, vectorised over servers. A panel is already cut at its origin, so that looking both ways
+in time looks at nothing that came later. It leaves out the calendar (calendar.py) and what is wrong with an
+upload (refused long before).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from app.domain import calendar
+from app.domain.panel import Array, Index, Panel
+
+OUTLIER_Z = 6.0
+"""The usual `outlier_z`: the setting's default."""
+
+RARE = 0.02
+"""The share of a server's values that may be capped: what it shows more often is its habit, such as a monthly peak."""
+
+YEAR = 364
+"""Days of a year in whole weeks, so that a year ago was the same weekday."""
+
+_PHASE_REACH = 4
+"""Seasons to either side that a value is compared with."""
+
+_EVENT_REACH = 3
+"""Steps to either side: of 2 · 3 + 1 steps, the majority that moves together is an event, not an outlier."""
+
+_SPREAD_REACH, _SPREAD_STRIDE = 9, 3
+"""The rolling spread is taken of every third step up to 27 steps to either side, about four weeks of days."""
+
+_CELLS = 2_000_000
+"""Values worked on at once: bounds the memory of the sliding windows."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How many values of each server were filled and capped: int (servers,)."""
+
+    filled: Index
+    capped: Index
+
+    def summary(self) -> dict[str, int]:
+        """The counts over all servers, for a report."""
+        return {
+            "filled_values": int(self.filled.sum()),
+            "filled_servers": int(np.count_nonzero(self.filled)),
+            "capped_values": int(self.capped.sum()),
+            "capped_servers": int(np.count_nonzero(self.capped)),
+        }
+
+
+def prepare(panel: Panel, outlier_z: float = OUTLIER_Z) -> tuple[Panel, Changes]:
+    """The panel with its outliers capped and its gaps filled; what lies outside first … last stays NaN.
+
+    Outliers go first, so that none is copied into a gap. A server without a single value stays without.
+    """
+    capped = cap_outliers(panel, outlier_z)
+    filled = fill_gaps(capped)
+    changes = Changes(
+        filled=(np.isfinite(filled.values) & ~np.isfinite(panel.values)).sum(axis=1),
+        capped=((capped.values != panel.values) & np.isfinite(panel.values)).sum(axis=1),
+    )
+    return filled, changes
+
+
+def fill_gaps(panel: Panel) -> Panel:
+    """Every missing value between first and last row, filled from the same phase of the season.
+
+    A gap takes, for each weekday (hourly: each hour of the day), the straight line between the value before
+    and the value after it; before the first and after the last value of a phase, that value. A phase without
+    any value (short servers) is filled along time instead. Never with zero.
+    """
+    gaps = _inside(panel) & ~np.isfinite(panel.values)
+    rows = np.flatnonzero(gaps.any(axis=1))
+    if not rows.size:
+        return panel
+    values = panel.values.copy()
+    for block in _blocks(rows, panel.steps):
+        filled = _interpolate(_along_phase(values[block], panel.frequency.season))
+        filled = _interpolate(_along_time(filled, panel.frequency.season, panel.steps))
+        values[block] = np.where(gaps[block], filled, values[block])
+    return replace(panel, values=values)
+
+
+def cap_outliers(panel: Panel, outlier_z: float = OUTLIER_Z) -> Panel:
+    """Values more than `outlier_z` rolling robust deviations from what was to be expected, set to that limit.
+
+    Expected is the rolling median of the same phase (weekday, or hour of the day), moved by the rolling
+    median of how far the steps around it are off: so a rhythm, a level shift, and a week in which all is
+    higher are expected. So are the holidays and quarter ends of the panel's country, which come again, and
+    what a server shows more often than `RARE`. The deviation is 1.4826 · rolling median absolute
+    deviation (a normal's standard deviation; Rousseeuw and Croux, JASA 88, 1993), never below the
+    server's overall one. `outlier_z` = 0 changes nothing.
+    """
+    if outlier_z <= 0 or not len(panel):
+        return panel
+    known_event = calendar.end_of_quarter(panel.times) | calendar.is_holiday(panel.times, panel.country)
+    values = panel.values.copy()
+    for block in _blocks(np.arange(len(panel)), panel.steps):
+        values[block] = _capped(values[block], panel.frequency.season, outlier_z, known_event)
+    return replace(panel, values=values)
+
+
+def trend(panel: Panel) -> Array:
+    """Robust slope of each server, in the metric's unit per day: float64 (servers,), NaN under two seasons.
+
+    The median change over a lag of about half the history, after Theil's incomplete method (Proc. Kon. Ned.
+    Akad. v. Wetensch. A 53, 1950). The lag is whole years from two years of history on, else whole seasons,
+    so that no season is taken for growth.
+    """
+    per_day, season = panel.frequency.per_day, panel.frequency.season
+    length = panel.last - panel.first + 1
+    year = YEAR * per_day
+    years, seasons = np.maximum(length // (2 * year), 1), np.maximum(length // (2 * season), 1)
+    lag = np.where(length >= 2 * year, years * year, seasons * season)
+    later = np.arange(panel.steps) + lag[:, None]
+    ahead = np.take_along_axis(panel.values, np.minimum(later, panel.steps - 1), axis=1)
+    change = np.where(later <= panel.last[:, None], ahead - panel.values, np.nan)
+    slope: Array = _median(change) * per_day / lag
+    return slope
+
+
+def _capped(values: Array, season: int, outlier_z: float, known_event: NDArray[np.bool_]) -> Array:
+    phase = _rolling_median(values, _PHASE_REACH, season)
+    expected = phase + _rolling_median(values - phase, _EVENT_REACH, 1)
+    off = values - expected
+    rolling = 1.4826 * _rolling_median(np.abs(off), _SPREAD_REACH, _SPREAD_STRIDE)
+    # A value that is its own median says nothing about the spread; on a nearly constant server the few that
+    # are not say too much, and there the plain deviation is the smaller one.
+    apart = 1.4826 * _median(np.where(off == 0, np.nan, np.abs(off)))
+    overall = np.fmin(apart, np.sqrt(_mean(off**2)))[:, None]
+    limit = np.maximum(outlier_z * np.fmax(rolling, overall), _quantile(np.abs(off), 1 - RARE)[:, None])
+    outlier = (np.abs(off) > limit) & (limit > 0) & ~known_event
+    return np.where(outlier, expected + np.clip(off, -limit, limit), values)
+
+
+def _rolling_median(values: Array, reach: int, stride: int) -> Array:
+    """Median of each value and `reach` more to either side, `stride` steps apart; what is missing is left out."""
+    margin = reach * stride
+    padded = np.pad(values, ((0, 0), (margin, margin)), constant_values=np.nan)
+    return _median(sliding_window_view(padded, 2 * margin + 1, axis=1)[..., ::stride])
+
+
+def _median(values: Array) -> Array:
+    """Median along the last axis without the NaN, which sort last; NaN where there is nothing else."""
+    ordered = np.sort(values, axis=-1)
+    count = np.isfinite(ordered).sum(axis=-1, keepdims=True)
+    lower = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=-1)
+    upper = np.take_along_axis(ordered, np.minimum(count // 2, ordered.shape[-1] - 1), axis=-1)
+    middle: Array = np.where(count > 0, (lower + upper) / 2, np.nan)[..., 0]
+    return middle
+
+
+def _quantile(values: Array, level: float) -> Array:
+    """The value of each row that at most a share of 1 - `level`, or one value alone, exceeds; NaN left out."""
+    count = np.isfinite(values).sum(axis=1, keepdims=True)
+    place = np.maximum(np.floor(level * (count - 1)).astype(np.int64), 0)
+    found: Array = np.take_along_axis(np.sort(values, axis=1), place, axis=1)[:, 0]
+    return found
+
+
+def _mean(values: Array) -> Array:
+    finite = np.isfinite(values)
+    mean: Array = np.where(finite, values, 0).sum(axis=1) / np.maximum(finite.sum(axis=1), 1)
+    return mean
+
+
+def _interpolate(values: Array) -> Array:
+    """Fill the NaN of each row on the straight line between the values around them, beyond these with the nearest."""
+    width = values.shape[1]
+    column, finite = np.arange(width), np.isfinite(values)
+    before = np.maximum.accumulate(np.where(finite, column, -1), axis=1)
+    after = np.minimum.accumulate(np.where(finite, column, width)[:, ::-1], axis=1)[:, ::-1]
+    left = np.where(before >= 0, before, after)
+    right = np.where(after < width, after, before)
+    low = np.take_along_axis(values, np.clip(left, 0, width - 1), axis=1)
+    high = np.take_along_axis(values, np.clip(right, 0, width - 1), axis=1)
+    return np.where(finite, values, low + (high - low) * (column - left) / np.maximum(right - left, 1))
+
+
+def _along_phase(values: Array, season: int) -> Array:
+    """(servers, steps) → (servers · season, seasons): a row holds one phase of one server."""
+    servers, steps = values.shape
+    padded = np.pad(values, ((0, 0), (0, -steps % season)), constant_values=np.nan)
+    return padded.reshape(servers, -1, season).transpose(0, 2, 1).reshape(servers * season, -1)
+
+
+def _along_time(values: Array, season: int, steps: int) -> Array:
+    """The way back from `_along_phase`."""
+    phases = values.reshape(-1, season, values.shape[1])
+    return phases.transpose(0, 2, 1).reshape(phases.shape[0], -1)[:, :steps]
+
+
+def _inside(panel: Panel) -> NDArray[np.bool_]:
+    column = np.arange(panel.steps)
+    return (column >= panel.first[:, None]) & (column <= panel.last[:, None])
+
+
+def _blocks(rows: Index, steps: int) -> Iterator[Index]:
+    """The rows in pieces of about `_CELLS` values."""
+    size = max(_CELLS // max(steps, 1), 1)
+    for start in range(0, rows.size, size):
+        yield rows[start : start + size]
