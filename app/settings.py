@@ -55,3 +55,6 @@ class Settings(BaseSettings):
     lease_seconds: int = Field(30, ge=1, description="a run whose worker is silent this long is taken over")
     max_attempts: int = Field(3, ge=1, description="crashes of a worker on one run before it is given up")
     allowed_hosts: str = Field("", description="further Host names that may be used to reach the API, comma-separated")
+    cors_origins: str = Field(
+        "", description="origins of other sites whose pages may call the API, comma-separated `https://name[:port]`"
+    )

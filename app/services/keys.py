@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 from app.domain.keys import ANYONE, SHOWN, ApiKey, Principal, digest, new_secret, scopes_of
-from app.errors import Forbidden, Invalid, NotFound, Unauthenticated
+from app.errors import CannotStart, Invalid, NotFound, Unauthenticated
 from app.storage.keys import KeyRows
 
 SESSION = timedelta(hours=12)
@@ -78,9 +78,9 @@ class Keys:
         await self._rows.end_session(digest(token))
 
     async def check_exposure(self, host: str) -> None:
-        """Refuse to listen where others can reach us while anyone may do anything. Raises Forbidden."""
+        """Refuse to listen where others can reach us while anyone may do anything. Raises CannotStart."""
         if not is_loopback(host) and not await self.enforced():
-            raise Forbidden(
+            raise CannotStart(
                 f"Without API keys Headroom listens on a loopback address only, and {host or 'every address'} is none. "
                 "Make a key first (`headroom keys create NAME`), or set HEADROOM_HOST=127.0.0.1."
             )

@@ -45,6 +45,14 @@ api_keys = sa.Table(
     sa.Column("revoked_at", Time),
 )
 
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("hash", sa.LargeBinary, primary_key=True, comment="SHA-256 of the random token in the cookie"),
+    sa.Column("key_id", UUID, sa.ForeignKey("api_keys.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("expires_at", Time, nullable=False),
+)
+
 datasets = sa.Table(
     "datasets",
     metadata,

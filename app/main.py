@@ -1,0 +1,72 @@
+"""The HTTP service: its routers, its edge, its start and stop."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastapi import Depends, FastAPI
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware.cors import CORSMiddleware
+
+from app.api import auth, health, problems, reference
+from app.api.edge import Edge
+from app.api.measures import Measures
+from app.api.strict import declared_queries, strictly
+from app.settings import Settings
+from app.wiring import assemble
+
+STATIC = Path(__file__).parent / "web" / "static"
+
+ROUTERS = (auth.router, health.router, reference.router)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; its services live from the start of its lifespan to the end."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with assemble(settings) as services:
+            await services.keys.check_exposure(settings.host)
+            app.state.services = services
+            yield
+
+    app = reference.Headroom(
+        title="Headroom",
+        version="1",
+        summary="How much room each server has left, and when it runs out.",
+        lifespan=lifespan,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        dependencies=[Depends(strictly)],
+    )
+    for router in ROUTERS:
+        app.include_router(router)
+    app.mount("/static/reference", StaticFiles(directory=reference.ASSETS))
+    app.mount("/static", StaticFiles(directory=STATIC))
+    problems.install(app)
+    app.state.measures = Measures()
+    app.state.queries = declared_queries(app.openapi())
+    origins = _listed(settings.cors_origins)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(origins),
+            allow_methods=["*"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID"],
+            expose_headers=["Location", "Retry-After", "X-Request-ID", "Idempotency-Replayed"],
+        )
+    app.add_middleware(
+        Edge, hosts=_listed(settings.allowed_hosts) | _name(settings.host), origins=origins, measures=app.state.measures
+    )
+    return app
+
+
+def _listed(names: str) -> frozenset[str]:
+    return frozenset(name.strip().lower() for name in names.split(",") if name.strip())
+
+
+def _name(host: str) -> frozenset[str]:
+    """The address that we listen on, but for the ones that mean every address."""
+    return frozenset({host.lower()}) - {"0.0.0.0", "::", ""}  # noqa: S104
