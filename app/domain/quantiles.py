@@ -72,9 +72,10 @@ def mean_excess(values: Array, levels: Sequence[float], x: Array, lower: Array |
     In each segment Y = a + bz, so that its part is the integral of (a + bz - x) φ(z), (a - x) ΔΦ - b Δφ.
     """
     held = np.maximum(x, lower)
-    return np.maximum(lower - x, 0.0) + np.maximum(
-        _unbounded_excess(values, levels, held) - _unbounded_excess(values, levels, np.maximum(held, upper)), 0.0
-    )
+    top = np.maximum(held, upper)
+    bounded = np.isfinite(top)
+    beyond = np.where(bounded, _unbounded_excess(values, levels, np.where(bounded, top, held)), 0.0)
+    return np.maximum(lower - x, 0.0) + np.maximum(_unbounded_excess(values, levels, held) - beyond, 0.0)
 
 
 def _score(values: Array, levels: Sequence[float], x: Array) -> Array:

@@ -7,6 +7,7 @@ It leaves out where quantiles, thresholds and attributes come from (services/ris
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +50,7 @@ class Outlook:
     Step k, from 1, of server i is at `as_of[i]` plus k steps. `levels` ascend and contain 0.1, 0.5 and 0.9.
     """
 
-    values: Array
+    values: NDArray[np.floating[Any]]
     levels: tuple[float, ...]
     as_of: Times
     frequency: Frequency

@@ -1,0 +1,30 @@
+"""Where a server's newest forecasts are: the one question of the risk answer that goes across forecasts."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.storage.tables import forecasts, results, runs
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The best run of the forecast of a metric that last succeeded and holds the server."""
+
+    metric: str
+    forecast_id: UUID
+
+
+async def newest_of_server(connection: AsyncConnection, server_id: str) -> list[Newest]:
+    """One per metric, in order of the metric; empty when no succeeded forecast holds the server."""
+    query = (
+        sa.select(forecasts.c.metric, forecasts.c.id)
+        .distinct(forecasts.c.metric)
+        .join(runs, sa.and_(runs.c.forecast_id == forecasts.c.id, runs.c.model == forecasts.c.best_model))
+        .join(results, results.c.run_id == runs.c.id)
+        .where(forecasts.c.status == "succeeded", results.c.server_id == server_id)
+        .order_by(forecasts.c.metric, forecasts.c.finished_at.desc(), forecasts.c.id.desc())
+    )
+    return [Newest(row.metric, row.id) for row in await connection.execute(query)]
