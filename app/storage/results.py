@@ -1,9 +1,9 @@
 """Results of runs: one row per (run, server), quantiles as `real[]` in step order. In by binary COPY, out as arrays.
 
-It holds the layout of those rows and nothing of their meaning. No transaction stays open between two batches.
+It holds the layout of those rows and nothing of their meaning.
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from math import isnan
@@ -15,11 +15,12 @@ import numpy as np
 import psycopg
 import sqlalchemy as sa
 from numpy.typing import NDArray
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.panel import Times
 from app.domain.paths import Template
 from app.domain.quantiles import BASE
+from app.storage.database import Database
 from app.storage.tables import forecasts, results, run_paths, runs
 
 Reals = NDArray[np.float32]
@@ -55,15 +56,6 @@ class ResultMatrix:
         return self.as_of[:, None] + (1 + np.arange(self.values.shape[1])) * self.step
 
 
-@dataclass(frozen=True)
-class RunRef:
-    """A run as readers of results need it: which, of what model, in what place."""
-
-    id: UUID
-    model: str
-    position: int
-
-
 async def write(connection: AsyncConnection, run_id: UUID, found: ResultMatrix) -> None:
     """COPY all of a run's results in the caller's transaction."""
     raw = (await connection.get_raw_connection()).driver_connection
@@ -87,47 +79,35 @@ async def write_template(connection: AsyncConnection, run_id: UUID, template: Te
 class Results:
     """Reads; each call a short transaction of its own."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def template(self, run_id: UUID) -> Template | None:
-        async with self._engine.connect() as connection:
+        async with self._database.connect() as connection:
             row = (await connection.execute(sa.select(run_paths).where(run_paths.c.run_id == run_id))).one_or_none()
         return Template.from_bytes(row.ranks, row.paths, row.source) if row else None
 
     async def matrix(self, run_id: UUID) -> ResultMatrix:
         """All results of a run, servers in order of their id (byte order)."""
         levels = await self._levels(run_id)
-        async with self._engine.connect() as connection:
+        async with self._database.connect() as connection:
             rows = (await connection.execute(_select().where(results.c.run_id == run_id).order_by(_BY_ID))).all()
         return _decoded(rows, levels)
 
-    async def batches(
-        self,
-        run: RunRef,
-        *,
-        server_ids: Sequence[str] | None,
-        after: str | None = None,
-        size: int = 500,
-    ) -> AsyncIterator[ResultMatrix]:
-        """A run's results, `size` servers at a time, in order of their id, from the one after `after` on."""
-        levels = await self._levels(run.id)
-        while True:
-            query = _select().where(results.c.run_id == run.id).order_by(_BY_ID).limit(size)
-            if server_ids is not None:
-                query = query.where(results.c.server_id.in_(server_ids))
-            if after is not None:
-                query = query.where(_BY_ID > after)
-            async with self._engine.connect() as connection:
-                rows = (await connection.execute(query)).all()
-            if rows:
-                yield _decoded(rows, levels)
-            if len(rows) < size:
-                return
-            after = rows[-1].server_id
+    async def some(
+        self, run_id: UUID, *, first: str = "", only: Sequence[str] | None = None, limit: int
+    ) -> ResultMatrix | None:
+        """The next servers of a run from `first` on, in order of their id; None when there are no more."""
+        levels = await self._levels(run_id)
+        query = _select().where(results.c.run_id == run_id, _BY_ID >= first).order_by(_BY_ID).limit(limit)
+        if only is not None:
+            query = query.where(results.c.server_id.in_(only))
+        async with self._database.connect() as connection:
+            rows = (await connection.execute(query)).all()
+        return _decoded(rows, levels) if rows else None
 
     async def _levels(self, run_id: UUID) -> tuple[float, ...]:
-        async with self._engine.connect() as connection:
+        async with self._database.connect() as connection:
             found = await connection.scalar(
                 sa.select(forecasts.c.quantiles)
                 .join(runs, runs.c.forecast_id == forecasts.c.id)

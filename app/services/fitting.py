@@ -1,0 +1,172 @@
+"""What a run does in child processes: fit one model to a chunk of servers, and judge all that was fitted.
+
+It holds plain functions of picklable values, so that a child on this machine or another can call them. It leaves
+out who calls them, in what order, and what happens when one dies (runs).
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app import forecasters
+from app.domain.evaluation import Scores, Trial, judge, seasonal_scale
+from app.domain.panel import MIN_VALUES, Array, Panel, Times
+from app.domain.paths import Template, template
+from app.domain.preparation import prepare
+from app.storage.panels import load_panel
+
+
+class BadModelOutput(Exception):
+    """A model answered with something that is not a forecast."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a child reads the history of one metric."""
+
+    path: str
+    metric: str
+    country: str
+
+    def panel(self, servers: Sequence[str]) -> Panel:
+        return load_panel(Path(self.path), self.metric, servers, self.country)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One fit: a model, the history of some servers as it stood before a window (0: all of it)."""
+
+    model: str
+    window: int
+    source: Source
+    start: int
+    """place of the first of `servers` among all of the run's"""
+    servers: tuple[str, ...]
+    horizon: int
+    levels: tuple[float, ...]
+    outlier_z: float
+    out: str
+    """file that gets float32 (servers, horizon, levels), NaN for a server with too little history"""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit took and changed: seconds, values filled into gaps, outliers capped."""
+
+    seconds: float
+    filled: int
+    capped: int
+
+
+def fit(piece: Piece) -> Fitted:
+    """Fit, predict, and leave the quantiles in `piece.out`, whole or not at all."""
+    began = time.perf_counter()
+    past = piece.source.panel(piece.servers).before(piece.window * piece.horizon)
+    enough = np.flatnonzero(past.counts() >= MIN_VALUES)
+    values = np.full((len(piece.servers), piece.horizon, len(piece.levels)), np.nan, np.float32)
+    filled = capped = 0
+    if len(enough):
+        prepared, changes = prepare(past.take(enough), piece.outlier_z)
+        predicted = forecasters.load(piece.model).fit(prepared, piece.horizon).predict(piece.horizon, piece.levels)
+        if predicted.shape != values[enough].shape or not np.isfinite(predicted).all():
+            raise BadModelOutput(f"{piece.model} gave values that are missing or not finite")
+        values[enough] = predicted
+        filled, capped = int(changes.filled.sum()), int(changes.capped.sum())
+    unfinished = f"{piece.out}.{os.getpid()}"
+    with open(unfinished, "wb") as file:
+        np.save(file, values, allow_pickle=False)
+    os.replace(unfinished, piece.out)
+    return Fitted(time.perf_counter() - began, filled, capped)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A finished piece as the judge reads it: its place in (window, servers), and the model that really made it."""
+
+    model: str
+    window: int
+    start: int
+    stop: int
+    path: str
+    stand_in: str | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that was fitted for one run. `windows` back-tests, of which the newest `reported` are scored."""
+
+    model: str
+    source: Source
+    servers: tuple[str, ...]
+    horizon: int
+    levels: tuple[float, ...]
+    windows: int
+    reported: int
+    parts: tuple[Part, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a run stores: float32 (servers, horizon, levels), per-server scores, the pooled ones, the path template."""
+
+    values: np.ndarray[Any, np.dtype[np.float32]]
+    as_of: Times
+    fallback: tuple[str | None, ...]
+    per_server: dict[str, Array]
+    scores: Scores | None
+    template: Template
+    crossed: int
+    weights: dict[str, float] | None
+    seconds: float
+
+
+def judge_run(case: Case) -> Judged:
+    """Put the pieces together, weigh the members of an ensemble, calibrate, score, and draw the path template."""
+    began = time.perf_counter()
+    panel = case.source.panel(case.servers)
+    actual = np.array([panel.window(w, case.horizon) for w in range(1, case.windows + 1)]).reshape(
+        case.windows, len(panel), case.horizon
+    )
+    scale = np.array(
+        [seasonal_scale(panel.before(w * case.horizon), panel.frequency.season) for w in range(case.windows + 1)]
+    )
+
+    def trial(model: str) -> Trial:
+        raw = np.full((1 + case.windows, len(panel), case.horizon, len(case.levels)), np.nan)
+        for part in case.parts:
+            if part.model == model:
+                raw[part.window, part.start : part.stop] = np.load(part.path, allow_pickle=False)
+        return Trial(case.levels, raw, actual, scale, panel.lower, panel.upper, case.reported)
+
+    forecaster = forecasters.load(case.model)
+    weights: dict[str, float] | None = None
+    if isinstance(forecaster, forecasters.Ensemble):
+        combined = forecaster.combine([trial(member) for member in forecaster.members])
+        whole = combined.trial
+        weights = {
+            name: float(weight) for name, weight in zip(forecaster.members, combined.weights.mean(axis=1), strict=True)
+        }
+    else:
+        whole = trial(case.model)
+    verdict = judge(whole)
+    fallback: list[str | None] = [None] * len(panel)
+    for part in case.parts:
+        if part.stand_in and part.window == 0:
+            fallback[part.start : part.stop] = [part.stand_in] * (part.stop - part.start)
+    return Judged(
+        values=verdict.values.astype(np.float32),
+        as_of=panel.as_of,
+        fallback=tuple(fallback),
+        per_server=verdict.per_server,
+        scores=verdict.scores,
+        template=template(verdict.normal_scores, case.horizon, seed=case.seed),
+        crossed=verdict.crossed,
+        weights=weights,
+        seconds=time.perf_counter() - began,
+    )

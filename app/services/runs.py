@@ -1,0 +1,387 @@
+"""The life of a run: claimed by a tick, fitted in pieces, judged, stored whole or not at all.
+
+    queued ── claim ──▶ running: pieces (model × chunk of servers × window) ─▶ judge ─▶ one guarded transaction
+       ▲                   │
+       └── handed back ────┘ when the worker stops; taken over when it falls silent (its lease runs out)
+
+Pieces are files in the work folder, each whole or not there, so a run that is taken over goes on where it was.
+No transaction is open while children compute. The fence is the claim's epoch: a worker that was frozen, doubled
+or cancelled finds that its writes change no row, and stops.
+"""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+import numpy as np
+
+from app import forecasters
+from app.compute import ChildDied, Compute, TooSlow
+from app.domain.forecast import Forecast
+from app.domain.panel import MIN_VALUES
+from app.domain.run import Claim, RunError, RunStatus
+from app.errors import Fatal
+from app.services.fitting import Case, Fitted, Judged, Part, Piece, Source, fit, judge_run
+from app.storage import datasets as stored_datasets
+from app.storage import forecasts as stored_forecasts
+from app.storage import results as stored_results
+from app.storage import runs as stored_runs
+from app.storage.artifacts import Store
+from app.storage.database import Database
+from app.storage.faults import classify
+from app.storage.queue import Queue
+from app.storage.results import SCORES, ResultMatrix
+
+log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+STAND_IN = "seasonal_naive"
+"""What answers for a server that its model cannot fit."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The settings a run lives by."""
+
+    lease_seconds: float
+    max_attempts: int
+    chunk_seconds: float
+    outlier_z: float
+    country: str
+
+
+class Lost(Exception):
+    """The claim is no longer ours: cancelled, or taken over."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    forecast: Forecast
+    source: Source
+    servers: tuple[str, ...]
+    windows: int
+    frequency_step: np.timedelta64
+    folder: Path
+
+
+@dataclass
+class _Progress:
+    """What the heartbeat shows; written by the work, read by the beat."""
+
+    stage: str = "reading"
+    done: int = 0
+    total: int = 1
+
+    @property
+    def share(self) -> float:
+        return min(self.done / self.total, 1.0)
+
+
+class Runs:
+    def __init__(
+        self, database: Database, queue: Queue, store: Store, compute: Compute, work: Path, policy: Policy
+    ) -> None:
+        self._database = database
+        self._queue = queue
+        self._store = store
+        self._compute = compute
+        self._work = work
+        self._policy = policy
+        self._shared = _Shared()
+
+    async def tick(self, run_id: UUID) -> None:
+        """Take the run if it is there to be taken, and carry it as far as it goes. Safe to call twice."""
+        async with self._database.begin() as connection:
+            claim = await stored_runs.claim(connection, run_id, self._policy.lease_seconds)
+        if claim is None:
+            return
+        log.info("claimed run %s (%s), epoch %d, attempt %d", run_id, claim.model, claim.epoch, claim.attempt)
+        if claim.attempt >= self._policy.max_attempts:
+            crashed = f"its worker died {claim.attempt} times while it ran; the run is given up"
+            await self._end(claim, RunError("worker-crashed", crashed))
+            return
+        progress = _Progress()
+        try:
+            judged, plan, pieces = await self._held(claim, progress, self._computed(claim, progress))
+            await self._store_results(claim, plan, judged, pieces)
+        except Lost:
+            log.info("run %s is no longer ours (epoch %d)", run_id, claim.epoch)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._hand_back(claim))
+            raise
+        except Fatal as error:
+            await self._end(claim, RunError(error.slug, error.detail))
+        except (ChildDied, TooSlow) as error:
+            await self._end(
+                claim, RunError("judging-failed", f"{claim.model} was fitted, but judging it failed: {error}")
+            )
+        except Exception as error:
+            if classify(error) is not None:
+                log.warning("run %s waits for the database; it is taken up when its lease ends", run_id)
+                return
+            log.exception("run %s failed by a fault of ours", run_id)
+            await self._end(claim, RunError("internal", f"an internal fault ({type(error).__name__}); see the log"))
+
+    async def reconcile(self) -> int:
+        """Tick again what should have been ticked, sweep what ended runs left; how many ticks it deferred."""
+        async with self._database.begin() as connection:
+            late = await stored_runs.overdue(connection, self._policy.lease_seconds)
+            if late:
+                await self._queue.defer(connection, *late)
+            await stored_forecasts.forget_old_keys(connection)
+        await self._sweep()
+        return len(late)
+
+    async def _held(self, claim: Claim, progress: _Progress, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """The work's answer, the lease renewed meanwhile. Raises Lost, and stops the work, once it cannot be."""
+        working = asyncio.create_task(work)
+        beating = asyncio.create_task(self._beat(claim, progress))
+        try:
+            await asyncio.wait({working, beating}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                beating.result()  # it ends by raising Lost
+            return await working
+        finally:
+            for task in (working, beating):
+                task.cancel()
+            await asyncio.gather(working, beating, return_exceptions=True)
+
+    async def _beat(self, claim: Claim, progress: _Progress) -> None:
+        """Renew often enough to show progress, and to survive two lost beats."""
+        lease = self._policy.lease_seconds
+        while True:
+            try:
+                async with self._database.begin() as connection:
+                    kept = await stored_runs.renew(
+                        connection, claim, lease, stage=progress.stage, progress=progress.share
+                    )
+                if not kept:
+                    raise Lost
+            except Exception as error:
+                if classify(error) is None:
+                    raise
+                log.warning("run %s: the database is away; the work goes on meanwhile", claim.run_id)
+            await asyncio.sleep(min(1.0, lease / 3))
+
+    async def _computed(self, claim: Claim, progress: _Progress) -> tuple[Judged, _Plan, list[Fitted]]:
+        plan = await self._plan(claim)
+        forecaster = forecasters.load(claim.model)
+        members = forecaster.members if isinstance(forecaster, forecasters.Ensemble) else (claim.model,)
+        pieces = [piece for model in members for piece in self._pieces(plan, model)]
+        progress.stage, progress.total = "fitting", len(pieces) + 1
+        failures = _Failures(claim.model, len(plan.servers))
+
+        async def one(piece: Piece) -> list[tuple[Part, Fitted]]:
+            made = await self._fitted(plan, piece, failures)
+            progress.done += 1
+            return made
+
+        made = [item for part in await _all(one(piece) for piece in pieces) for item in part]
+        progress.stage = "judging"
+        case = Case(
+            model=claim.model,
+            source=plan.source,
+            servers=plan.servers,
+            horizon=plan.forecast.request.horizon,
+            levels=plan.forecast.request.levels,
+            windows=plan.windows,
+            reported=min(plan.forecast.request.backtest_windows, plan.windows),
+            parts=tuple(part for part, _ in made),
+            seed=claim.forecast_id.int % 2**32,
+        )
+        judged = await self._compute.run(judge_run, case, seconds=self._policy.chunk_seconds)
+        progress.stage = "storing"
+        return judged, plan, [fitted for _, fitted in made]
+
+    async def _plan(self, claim: Claim) -> _Plan:
+        async with self._database.connect() as connection:
+            forecast = await stored_forecasts.get(connection, claim.forecast_id)
+            if forecast is None:
+                raise Lost
+            request = forecast.request
+            dataset = await stored_datasets.get(connection, request.dataset_id)
+            assert dataset is not None  # a foreign key holds it
+            servers = await stored_datasets.servers(connection, request.dataset_id, request.server_ids)
+        eligible = [server for server in servers if server.counts.get(request.metric, 0) >= MIN_VALUES]
+        forecaster = forecasters.load(claim.model)
+        longest = max((server.rows for server in eligible), default=0)
+        windows = max(0, (longest - MIN_VALUES) // request.horizon)
+        folder = self._work / str(claim.forecast_id)
+        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+        return _Plan(
+            forecast=forecast,
+            source=Source(str(await self._store.local(dataset.location)), request.metric, self._policy.country),
+            servers=tuple(server.server_id for server in eligible),
+            windows=min(windows, request.backtest_windows + forecaster.earlier_windows),
+            frequency_step=dataset.contents.frequency.step,
+            folder=folder,
+        )
+
+    def _pieces(self, plan: _Plan, model: str) -> list[Piece]:
+        """The forecast first, then the windows from the newest."""
+        size = forecasters.load(model).chunk or len(plan.servers)
+        return [
+            self._piece(plan, model, window, start, plan.servers[start : start + size])
+            for window in range(plan.windows + 1)
+            for start in range(0, len(plan.servers), size)
+        ]
+
+    def _piece(self, plan: _Plan, model: str, window: int, start: int, servers: tuple[str, ...]) -> Piece:
+        return Piece(
+            model=model,
+            window=window,
+            source=plan.source,
+            start=start,
+            servers=servers,
+            horizon=plan.forecast.request.horizon,
+            levels=plan.forecast.request.levels,
+            outlier_z=self._policy.outlier_z,
+            out=str(plan.folder / f"{model}-{window}-{start}-{start + len(servers)}.npy"),
+        )
+
+    async def _fitted(self, plan: _Plan, piece: Piece, failures: "_Failures") -> list[tuple[Part, Fitted]]:
+        """The piece; where its fit fails, its halves; where a single server fails, the stand-in for it."""
+        stop = piece.start + len(piece.servers)
+        try:
+            return [(Part(piece.model, piece.window, piece.start, stop, piece.out), await self._fit(piece))]
+        except Exception as error:
+            if len(piece.servers) > 1:
+                middle = len(piece.servers) // 2
+                halves = (
+                    self._piece(plan, piece.model, piece.window, piece.start, piece.servers[:middle]),
+                    self._piece(plan, piece.model, piece.window, piece.start + middle, piece.servers[middle:]),
+                )
+                return [item for half in halves for item in await self._fitted(plan, half, failures)]
+            failures.add(piece.servers[0], error)
+        stand_in = self._piece(plan, STAND_IN, piece.window, piece.start, piece.servers)
+        fitted = await self._fit(stand_in)
+        return [(Part(piece.model, piece.window, piece.start, stop, stand_in.out, STAND_IN), fitted)]
+
+    async def _fit(self, piece: Piece) -> Fitted:
+        """A piece that is there already, from an earlier claim or another run of the forecast, is not fitted again."""
+        if await asyncio.to_thread(Path(piece.out).exists):
+            return Fitted(0.0, 0, 0)
+        return await self._shared.run(
+            piece.out, lambda: self._compute.run(fit, piece, seconds=self._policy.chunk_seconds)
+        )
+
+    async def _store_results(self, claim: Claim, plan: _Plan, judged: Judged, fitted: list[Fitted]) -> None:
+        found = ResultMatrix(
+            server_ids=plan.servers,
+            as_of=judged.as_of,
+            step=plan.frequency_step,
+            levels=plan.forecast.request.levels,
+            values=judged.values,
+            fallback=judged.fallback,
+            scores={name: judged.per_server[name].astype(np.float32) for name in SCORES},
+        )
+        stood_in = sum(name is not None for name in judged.fallback)
+        report = {
+            "windows": plan.windows,
+            "filled_values": sum(piece.filled for piece in fitted),
+            "capped_outliers": sum(piece.capped for piece in fitted),
+            "crossed_quantiles": judged.crossed,
+            "weights": judged.weights,
+            "paths": judged.template.source,
+        }
+        warnings = []
+        if stood_in:
+            warnings.append(f"{claim.model}: {stood_in} of {len(plan.servers)} servers were answered by {STAND_IN}")
+        if judged.scores is None:
+            warnings.append(f"{claim.model}: the history is too short for a back-test of {claim.model}; it is unscored")
+        async with self._database.begin() as connection:
+            kept = await stored_runs.end(
+                connection,
+                claim,
+                RunStatus.SUCCEEDED,
+                stage="done",
+                servers=len(plan.servers),
+                fallback_servers=stood_in,
+                scores=asdict(judged.scores) if judged.scores else None,
+                seconds=round(judged.seconds + sum(piece.seconds for piece in fitted), 3),
+                report=report,
+            )
+            if not kept:
+                raise Lost
+            await stored_results.write(connection, claim.run_id, found)
+            await stored_results.write_template(connection, claim.run_id, judged.template)
+            await stored_forecasts.settle(connection, claim.forecast_id, warnings)
+        log.info("run %s (%s) succeeded", claim.run_id, claim.model)
+
+    async def _end(self, claim: Claim, error: RunError) -> None:
+        log.warning("run %s (%s) failed: %s", claim.run_id, claim.model, error.detail)
+        async with self._database.begin() as connection:
+            if await stored_runs.end(connection, claim, RunStatus.FAILED, error):
+                await stored_forecasts.settle(connection, claim.forecast_id)
+
+    async def _hand_back(self, claim: Claim) -> None:
+        async with self._database.begin() as connection:
+            if await stored_runs.hand_back(connection, claim, "the worker stops"):
+                await self._queue.defer(connection, claim.run_id)
+
+    async def _sweep(self) -> None:
+        """Drop the work folders of forecasts that have ended."""
+        for folder in await asyncio.to_thread(lambda: list(self._work.iterdir()) if self._work.exists() else []):
+            async with self._database.connect() as connection:
+                forecast = await stored_forecasts.get(connection, UUID(folder.name))
+            if forecast is None or forecast.is_terminal:
+                await asyncio.to_thread(shutil.rmtree, folder, True)
+
+
+class _Failures:
+    """Counts the servers a model could not fit; raises Fatal when it is the model that is at fault."""
+
+    def __init__(self, model: str, servers: int) -> None:
+        self._model = model
+        self._servers = servers
+        self._failed: set[str] = set()
+        self._limit = max(3, min(50, servers // 10))
+
+    def add(self, server: str, error: BaseException) -> None:
+        self._failed.add(server)
+        log.warning("%s cannot fit server %r: %s: %s", self._model, server, type(error).__name__, error)
+        if len(self._failed) > self._limit or len(self._failed) == self._servers:
+            raise Fatal(
+                f"{self._model} failed on {len(self._failed)} of {self._servers} servers, the last time with: {error}",
+                slug="model-failed",
+            )
+
+
+class _Shared:
+    """Work that several runs may want at once is done once; it stops when nobody waits for it any more."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[Fitted]] = {}
+        self._waiting: dict[str, int] = {}
+
+    async def run(self, key: str, work: Callable[[], Awaitable[Fitted]]) -> Fitted:
+        async def started() -> Fitted:
+            return await work()
+
+        task = self._tasks.get(key)
+        if task is None:
+            task = self._tasks[key] = asyncio.create_task(started())
+        self._waiting[key] = self._waiting.get(key, 0) + 1
+        try:
+            return await asyncio.shield(task)
+        finally:
+            self._waiting[key] -= 1
+            if not self._waiting[key]:
+                del self._waiting[key], self._tasks[key]
+                task.cancel()
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, Answer]]) -> list[Answer]:
+    """Every answer; the first failure stops the rest and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]

@@ -1,0 +1,44 @@
+"""The connection to PostgreSQL, and the one place that knows which driver speaks to it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from app.storage.migrate import sqlalchemy_url
+
+Connection = AsyncConnection
+"""What storage functions take; services pass it on and look no further."""
+
+
+class Database:
+    """A pool of connections that speak UTC and drop a dead one before they use it."""
+
+    def __init__(self, url: str, *, size: int = 10) -> None:
+        self.url = url
+        self.engine = create_async_engine(
+            sqlalchemy_url(url),
+            pool_size=size,
+            max_overflow=size,
+            pool_pre_ping=True,
+            pool_timeout=10,
+            connect_args={"options": "-c timezone=UTC", "connect_timeout": 5},
+        )
+
+    @asynccontextmanager
+    async def begin(self, *, lock_timeout_seconds: float | None = None) -> AsyncIterator[Connection]:
+        """A transaction: committed at the end of the block, rolled back when it raises."""
+        async with self.engine.begin() as connection:
+            if lock_timeout_seconds is not None:
+                await connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(lock_timeout_seconds * 1000)}"))
+            yield connection
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Connection]:
+        """For reading: nothing is committed."""
+        async with self.engine.connect() as connection:
+            yield connection
+
+    async def close(self) -> None:
+        await self.engine.dispose()
