@@ -1,0 +1,427 @@
+"""Structural regression: calendar, trend and level of a whole fleet, solved at once.
+
+It holds the model from the scaled values to its quantiles. It leaves out the calibration of these quantiles
+(domain/calibration) and the choice between models (auto).
+
+    log(y + c) = level and trend + year + weekday + weekday by season + holidays + end of quarter + regressors
+                 └─ learnt anew ─┘ └──────────── calendar: ridge regression, shrunk to the fleet ────────────┘
+
+1. **Calendar.** Servers that share their first and last row share the design matrix, so one factorisation serves
+   them all. Ridge regression (Hoerl & Kennard 1970) with a piecewise linear trend of penalised changes; each
+   server's effects are shrunk towards those of the whole fleet, from which a young server inherits what it has
+   not yet lived through. Outliers are pulled to the fit and the fit repeated (Huber 1981, pseudo-values: the
+   matrix stays the same, so this costs two products).
+2. **Level.** What is left, the value without its calendar, is forecast from exponential averages of several
+   lengths; how much each counts, by distance, is a regression over many past origins, per server shrunk to the
+   fleet. A random walk ends at its recent level, noise at its long one: nothing is extrapolated that did not
+   hold before.
+3. **Spread.** The errors of 2 over these origins give the quantiles: their size by distance, by season and by
+   server, their shape by server shrunk to the fleet's.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from scipy.signal import lfilter
+
+from app.domain import calendar
+from app.domain.calibration import normal_scores_of
+from app.domain.panel import Array, Frequency, Index, Panel, Times
+
+Mask = NDArray[np.bool_]
+
+DAY = np.timedelta64(86_400, "s")
+
+OFFSET = 0.5
+"""c, as a share of the server's mean: between the logarithm (0) and the plain value (large)."""
+NOISE = 1.0
+"""Variance of a step's noise, in variances of the server: with it the prior deviations below become penalties."""
+CHANGES = 25
+CHANGE = 0.02
+"""Number of trend changes, and the prior deviation of each in slope: server deviations per fifth of history."""
+YEAR, HARMONICS = 1.0, 8
+"""Prior deviation of the first yearly harmonic; the k-th has a k-th of it."""
+YEARS = ((300, 0), (500, 2), (720, 4))
+"""Under so many days of history, only so many harmonics."""
+WEEKDAY, WEEKDAY_SEASON, HOUR = 2.0, 0.1, 2.0
+HOLIDAY, NEIGHBOUR, QUARTER, REGRESSOR = 1.0, 0.6, 0.1, 0.5
+OWN = 10.0
+"""How many times stiffer a server's departure from the fleet's calendar is than the fleet's calendar itself."""
+HUBER = 2.0
+"""Residuals beyond so many robust deviations are pulled in."""
+ROUNDS = 3
+
+MEMORIES = (2, 8, 32, 128)
+"""Half-lives of the level's averages, in steps."""
+FLEET_WEIGHTS, OWN_WEIGHTS = 0.3, 0.4
+"""Ridge of the level's regression: the fleet's towards the long mean, a server's towards the fleet's."""
+BLOCKS = 6
+"""Distances at which the level is learnt; steps between share a block."""
+ORIGINS = 40
+"""Past origins that the level and its errors are learnt from."""
+OWN_SHAPE = 60.0
+"""Steps of history at which a server's own shape of errors counts as much as the fleet's."""
+
+GRID = tuple(np.round(np.concatenate([[0.005, 0.01, 0.025], np.arange(0.05, 0.96, 0.05), [0.975, 0.99, 0.995]]), 3))
+"""Levels at which the errors' quantiles are kept."""
+
+
+@dataclass(frozen=True)
+class StructuralPredictor:
+    """Centre and spread on the scale of the fit, and the way back to the metric's unit."""
+
+    centre: Array  # (servers, horizon)
+    spread: Array  # (servers, horizon)
+    shape: Array  # (servers, levels of GRID): quantiles of errors in units of the spread
+    scale: "_Scale"
+
+    def predict(self, horizon: int, quantiles: Sequence[float]) -> Array:
+        at = _between(self.shape, quantiles)
+        scaled = self.centre[:, :horizon, None] + self.spread[:, :horizon, None] * at[:, None, :]
+        return self.scale.back(scaled)
+
+
+@dataclass(frozen=True)
+class Structural:
+    name: str = "structural"
+    chunk: int = 2500
+    earlier_windows: int = 3
+
+    def fit(self, panel: Panel, horizon: int) -> StructuralPredictor:
+        alive = (np.arange(panel.steps) >= panel.first[:, None]) & (np.arange(panel.steps) <= panel.last[:, None])
+        scale = _scale(panel, alive)
+        scaled = np.where(alive, scale.there(np.nan_to_num(panel.values)), 0.0)
+        times = panel.times_with_future(horizon)
+        design = _design(times, panel.steps, panel.frequency, panel.country)
+        regressors = _regressors(panel, len(times))
+
+        effect, tamed = _calendar(scaled, panel, design, regressors)
+        ahead = panel.future_columns(horizon)
+        seasonal = np.take_along_axis(effect, ahead, axis=1)
+        settled = np.where(alive, tamed - effect[:, : panel.steps], 0.0)
+        actual = np.where(alive, scaled - effect[:, : panel.steps], np.nan)
+
+        season = _season_of_spread(np.where(alive, actual - settled + _departure(settled, alive), 0.0), panel, design)
+        level, origins, expected = _level(settled, alive, panel, horizon)
+        spread, shape = _errors(actual, season, origins, expected, panel, horizon)
+        spread = spread * np.take_along_axis(season, ahead, axis=1)
+        return StructuralPredictor(level + seasonal, spread, shape, scale)
+
+
+FORECASTER = Structural()
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Each server's values to logarithms of mean 0 and deviation 1, and back; all (servers,).
+
+    `offset` is c, NaN for servers with negative values, which stay on their own scale. `low`, `high` are bounds
+    on the way back, in deviations: twice the range that was seen.
+    """
+
+    offset: Array
+    middle: Array
+    deviation: Array
+    low: Array
+    high: Array
+
+    def there(self, values: Array) -> Array:
+        return (_logarithm(values, self.offset[:, None]) - self.middle[:, None]) / self.deviation[:, None]
+
+    def back(self, scaled: Array) -> Array:
+        """(servers, horizon, levels)."""
+        bounded = np.clip(scaled, self.low[:, None, None], self.high[:, None, None])
+        plain = bounded * self.deviation[:, None, None] + self.middle[:, None, None]
+        offset = self.offset[:, None, None]
+        return np.where(np.isnan(offset), plain, np.exp(np.where(np.isnan(offset), 0.0, plain)) - offset)
+
+
+def _logarithm(values: Array, offset: Array) -> Array:
+    plain = np.isnan(offset)
+    return np.where(plain, values, np.log(np.where(plain, 1.0, np.maximum(values, 0.0) + offset)))
+
+
+def _scale(panel: Panel, alive: Mask) -> _Scale:
+    values = np.where(alive, panel.values, np.nan)
+    mean = np.nanmean(np.abs(values), axis=1)
+    offset = np.where(mean > 0, OFFSET * mean, 1.0)
+    offset[np.nanmin(values, axis=1) < 0] = np.nan
+    logs = _logarithm(values, offset[:, None])
+    logs = np.where(alive, logs, np.nan)
+    middle = np.nanmedian(logs, axis=1)
+    deviation = np.nanstd(logs, axis=1)
+    deviation = np.where(deviation > 1e-9 * (1 + np.abs(middle)), deviation, 1.0)
+    low, high = (np.nanmin(logs, axis=1) - middle) / deviation, (np.nanmax(logs, axis=1) - middle) / deviation
+    return _Scale(offset, middle, deviation, low - (high - low), high + (high - low))
+
+
+@dataclass(frozen=True)
+class _Design:
+    """Columns (steps + horizon, K), the prior deviation of each, and what each is.
+
+    `harmonic` is k for the k-th yearly harmonic and for what only a year can teach (1), 0 for other columns;
+    `trend` marks the columns that are no calendar; `rhythm` those whose season the spread may follow too.
+    """
+
+    columns: Array
+    prior: Array
+    harmonic: Index
+    trend: Mask
+    rhythm: Mask
+
+    def penalty(self, steps: int, frequency: Frequency) -> Array:
+        """Ridge penalty of each column for a history of so many steps; what it cannot teach is held at zero."""
+        days = steps / frequency.per_day
+        most = next((k for limit, k in YEARS if days < limit), HARMONICS)
+        return np.where(self.harmonic > most, 1e9, NOISE / self.prior**2)
+
+
+def _design(times: Times, steps: int, frequency: Frequency, country: str) -> _Design:
+    columns: list[tuple[Array, float, int, bool, bool]] = []
+
+    def add(
+        column: NDArray[np.generic], prior: float, harmonic: int = 0, trend: bool = False, rhythm: bool = False
+    ) -> None:
+        columns.append((np.asarray(column, dtype=np.float64), prior, harmonic, trend, rhythm))
+
+    step = np.arange(len(times))
+    add(np.ones(len(times)), 10.0, trend=True)
+    add(5 * step / steps, 5 * CHANGE, trend=True)
+    for change in np.linspace(0, 0.92 * steps, CHANGES + 1)[1:]:
+        add(5 * np.maximum(step - change, 0) / steps, CHANGE, trend=True)
+
+    year = 2 * np.pi * calendar.day_of_year(times)
+    for k in range(1, HARMONICS + 1):
+        for wave in (np.cos, np.sin):
+            add(wave(k * year), YEAR / k, harmonic=k, rhythm=k <= 2)
+
+    weekday = calendar.weekday(times)
+    for day in range(7):
+        on = weekday == day
+        add(on, WEEKDAY, rhythm=True)
+        if frequency is Frequency.DAILY:
+            for k in (1, 2):
+                for wave in (np.cos, np.sin):
+                    add(on * wave(k * year), WEEKDAY_SEASON / k, harmonic=1)
+    if frequency is Frequency.HOURLY:
+        hour, weekend = calendar.hour(times), calendar.is_weekend(times)
+        for h in range(24):
+            add(hour == h, HOUR, rhythm=True)
+            add((hour == h) & weekend, HOUR / 4)
+
+    around = {shift: calendar.holidays(times + shift * DAY, country) for shift in (-1, 0, 1)}
+    for name, on in around[0].items():
+        add(on, HOLIDAY)
+        for shift in (-1, 1):
+            if "observed" not in name and name in around[shift]:
+                add(around[shift][name], NEIGHBOUR)
+    add(calendar.end_of_quarter(times), QUARTER)
+    add(calendar.days_to_quarter_end(times) < 2, QUARTER)
+
+    matrix, prior, harmonic, trend, rhythm = zip(*columns, strict=True)
+    return _Design(np.column_stack(matrix), np.array(prior), np.array(harmonic), np.array(trend), np.array(rhythm))
+
+
+def _regressors(panel: Panel, width: int) -> Array | None:
+    """Known-ahead columns as (servers, steps + horizon, K), mean 0 and deviation 1 each, 0 where not known."""
+    if not panel.known:
+        return None
+    result = np.zeros((len(panel), width, len(panel.known)))
+    for k, column in enumerate(panel.known.values()):
+        seen = column[:, :width]
+        count = np.maximum(np.isfinite(seen).sum(axis=1, keepdims=True), 1)
+        mean = np.nansum(seen, axis=1, keepdims=True) / count
+        deviation = np.sqrt(np.nansum((seen - mean) ** 2, axis=1, keepdims=True) / count)
+        result[:, : seen.shape[1], k] = np.nan_to_num((seen - mean) / np.where(deviation > 0, deviation, 1.0))
+    return result
+
+
+def _groups(panel: Panel) -> Iterator[tuple[Index, int, int]]:
+    """Servers that share their first and last row: their indices, and the columns [start, stop) of both."""
+    spans, group = np.unique(np.column_stack([panel.first, panel.last]), axis=0, return_inverse=True)
+    order = np.argsort(group, kind="stable")
+    for (first, last), members in zip(spans, np.split(order, np.cumsum(np.bincount(group))[:-1]), strict=True):
+        yield members, int(first), int(last) + 1
+
+
+def _calendar(scaled: Array, panel: Panel, design: _Design, regressors: Array | None) -> tuple[Array, Array]:
+    """Calendar effect of each server at each step and ahead (servers, steps + horizon); values with outliers tamed."""
+    groups = list(_groups(panel))
+    matrix, known = design.columns, ~design.trend
+    grams = [matrix[start:stop].T @ matrix[start:stop] for _, start, stop in groups]
+    weights = np.array([len(members) for members, _, _ in groups]) / len(panel)
+    longest = max(stop - start for _, start, stop in groups)
+    loose = design.penalty(longest, panel.frequency)
+    fleet = cho_factor(sum(w * gram for w, gram in zip(weights, grams, strict=True)) + np.diag(loose))
+    stiffness = np.where(design.trend, 1.0, OWN)
+    own = [
+        cho_factor(gram + np.diag(stiffness * design.penalty(stop - start, panel.frequency)))
+        for gram, (_, start, stop) in zip(grams, groups, strict=True)
+    ]
+
+    effect = np.zeros((len(panel), len(matrix)))
+    tamed = scaled.copy()
+    for _ in range(ROUNDS):
+        shared = cho_solve(fleet, matrix[: panel.steps].T @ tamed.mean(axis=0)) * known
+        shared_effect = matrix @ shared
+        for factor, (members, start, stop) in zip(own, groups, strict=True):
+            rows = matrix[start:stop]
+            left = tamed[members, start:stop] - shared_effect[start:stop]
+            right = rows.T @ left.T
+            beta = cho_solve(factor, right)
+            extra = 0.0
+            if regressors is not None:
+                z = regressors[members]
+                beta, gamma = _with_regressors(rows, z[:, start:stop], left, factor, beta)
+                extra = np.einsum("ntk,nk->nt", z, gamma)
+            effect[members] = shared_effect + (matrix[:, known] @ beta[known]).T + extra
+            trend = (rows[:, design.trend] @ beta[design.trend]).T
+            fit = trend + effect[members, start:stop]
+            residual = scaled[members, start:stop] - fit
+            limit = HUBER * 1.4826 * np.median(np.abs(residual), axis=1, keepdims=True) + 1e-6
+            tamed[members, start:stop] = fit + np.clip(residual, -limit, limit)
+    return effect, tamed
+
+
+def _with_regressors(
+    rows: Array, regressors: Array, left: Array, factor: tuple[Array, bool], alone: Array
+) -> tuple[Array, Array]:
+    """The joint ridge solution of shared columns and each server's own, by block elimination.
+
+    `alone` (K, servers) solves without them. Returns the shared columns' coefficients and (servers, own columns).
+    """
+    across = np.einsum("tp,ntk->npk", rows, regressors)
+    servers, shared, k = across.shape
+    solved = cho_solve(factor, across.transpose(1, 0, 2).reshape(shared, -1)).reshape(shared, servers, k)
+    schur = np.einsum("ntk,ntl->nkl", regressors, regressors) - np.einsum("npk,pnl->nkl", across, solved)
+    schur += NOISE / REGRESSOR**2 * np.eye(k)
+    right = np.einsum("ntk,nt->nk", regressors, left) - np.einsum("npk,pn->nk", across, alone)
+    gamma = np.linalg.solve(schur, right[..., None])[..., 0]
+    return alone - np.einsum("pnk,nk->pn", solved, gamma), gamma
+
+
+def _departure(settled: Array, alive: Mask) -> Array:
+    """Of each value from its own recent level."""
+    return settled - _average(settled, alive, 16)
+
+
+def _season_of_spread(residual: Array, panel: Panel, design: _Design) -> Array:
+    """How the size of residuals follows the calendar, around 1: (servers, steps + horizon)."""
+    columns = design.columns[:, design.rhythm]
+    size = np.abs(residual)
+    count = (panel.last - panel.first + 1)[:, None]
+    size = size / np.maximum(size.sum(axis=1, keepdims=True) / count, 1e-9)
+    result = np.ones((len(panel), len(columns)))
+    groups = list(_groups(panel))
+    penalty = design.penalty(max(stop - start for _, start, stop in groups), panel.frequency)[design.rhythm]
+    penalty = np.maximum(penalty, 10.0)
+    grams = [columns[start:stop].T @ columns[start:stop] for _, start, stop in groups]
+    gram = sum(g * (len(members) / len(panel)) for g, (members, _, _) in zip(grams, groups, strict=True))
+    alive = (np.arange(panel.steps) >= panel.first[:, None]) & (np.arange(panel.steps) <= panel.last[:, None])
+    excess = np.where(alive, np.minimum(size, 5.0) - 1.0, 0.0)
+    shared = np.linalg.solve(gram + np.diag(penalty), columns[: panel.steps].T @ excess.mean(axis=0))
+    for own_gram, (members, start, stop) in zip(grams, groups, strict=True):
+        left = excess[members, start:stop] - columns[start:stop] @ shared
+        beta = np.linalg.solve(own_gram + np.diag(penalty * OWN), columns[start:stop].T @ left.T)
+        result[members] += columns @ shared + (columns @ beta).T
+    return np.clip(result, 0.4, 2.5)
+
+
+def _average(values: Array, alive: Mask, half_life: float) -> Array:
+    """Exponential average of the values up to each step, as if nothing had been before the first."""
+    keep = 0.5 ** (1 / half_life)
+    total = lfilter([1 - keep], [1, -keep], values, axis=1)
+    weight = lfilter([1 - keep], [1, -keep], alive.astype(np.float64), axis=1)
+    return np.asarray(total / np.maximum(weight, 1e-12))
+
+
+def _level(settled: Array, alive: Mask, panel: Panel, horizon: int) -> tuple[Array, Index, Array]:
+    """The level ahead (servers, horizon); and for past origins (servers, ORIGINS) what it was expected to be
+    (servers, ORIGINS, horizon), NaN where the history had not begun."""
+    long = np.cumsum(settled, axis=1) / np.maximum(np.cumsum(alive, axis=1), 1)
+    features = np.stack([_average(settled, alive, half_life) - long for half_life in MEMORIES], axis=-1)
+    sums = np.concatenate([np.zeros((len(panel), 1)), np.cumsum(settled, axis=1)], axis=1)
+    noise = np.maximum(np.sqrt((_departure(settled, alive) ** 2).sum(axis=1) / alive.sum(axis=1)), 1e-6)[:, None]
+
+    servers = np.arange(len(panel))[:, None]
+    length = panel.last - panel.first + 1
+    reach = np.maximum((length - 1) * 0.65, 1)
+    origins = (panel.last[:, None] - 1 - (np.arange(ORIGINS) + 0.5) / ORIGINS * reach[:, None]).astype(np.int64)
+    origins = np.maximum(origins, panel.first[:, None])
+    at_origin, long_at_origin = features[servers, origins], long[servers, origins]
+    now, long_now = features[servers[:, 0], panel.last], long[servers[:, 0], panel.last]
+
+    eye = np.eye(len(MEMORIES))
+    level = np.empty((len(panel), horizon))
+    expected = np.empty((len(panel), ORIGINS, horizon))
+    fleet_weights = np.zeros(len(MEMORIES))
+    x = at_origin / noise[..., None]
+    for start, stop in _blocks(horizon):
+        end = np.minimum(origins + stop, panel.last[:, None])
+        covered = end - origins - start
+        weight = np.clip(covered / (stop - start), 0.0, 1.0)
+        target = (sums[servers, end + 1] - sums[servers, np.minimum(origins + start, end) + 1]) / np.maximum(covered, 1)
+        y = (target - long_at_origin) / noise
+        seen = np.maximum(weight.sum(axis=1), 1e-9)
+        gram = np.einsum("nt,ntk,ntl->nkl", weight, x, x) / seen[:, None, None]
+        right = np.einsum("nt,ntk,nt->nk", weight, x, y) / seen[:, None]
+        trust = (np.minimum(seen, 5.0) / 5.0)[:, None]
+        if trust.mean() > 0.02:
+            fleet_gram, fleet_right = (trust[..., None] * gram).mean(axis=0), (trust * right).mean(axis=0)
+            fleet_weights = np.linalg.solve(
+                fleet_gram + FLEET_WEIGHTS * trust.mean() * eye,
+                fleet_right,
+            )
+        rest = trust * (right - gram @ fleet_weights)
+        own = np.linalg.solve(trust[..., None] * gram + OWN_WEIGHTS * eye, rest[..., None])[..., 0]
+        weights = fleet_weights + own
+        level[:, start:stop] = (long_now + (now * weights).sum(axis=1))[:, None]
+        expected[:, :, start:stop] = (long_at_origin + np.einsum("ntk,nk->nt", at_origin, weights))[..., None]
+    return level, origins, expected
+
+
+def _blocks(horizon: int) -> list[tuple[int, int]]:
+    """Near steps in short blocks, far ones in long blocks: (start, stop) of each."""
+    edges = np.unique((horizon * np.linspace(0, 1, BLOCKS + 1) ** 1.5).round().astype(int))
+    return list(pairwise(edges.tolist()))
+
+
+def _errors(
+    actual: Array, season: Array, origins: Index, expected: Array, panel: Panel, horizon: int
+) -> tuple[Array, Array]:
+    """Spread of errors by distance (servers, horizon), and their quantiles in it (servers, levels of GRID)."""
+    steps = np.unique(np.linspace(0, horizon - 1, min(horizon, 24)).round().astype(int))
+    columns = np.minimum(origins[:, :, None] + 1 + steps, panel.last[:, None, None])
+    inside = origins[:, :, None] + 1 + steps <= panel.last[:, None, None]
+    servers = np.arange(len(panel))[:, None, None]
+    error = (actual[servers, columns] - expected[:, :, steps]) / season[servers, columns]
+    error[~inside] = np.nan
+
+    size = np.abs(error)
+    own = np.maximum(np.nanmean(size[:, :, : max(1, len(steps) // 3)].reshape(len(panel), -1), axis=1), 1e-9)
+    relative = np.minimum(size / own[:, None, None], 20.0)
+    seen = np.isfinite(relative)
+    count = seen.sum(axis=(0, 1))
+    growth = np.where(seen, relative, 0.0).sum(axis=(0, 1)) / np.maximum(count, 1)
+    reliable = count > 0.02 * len(panel) * ORIGINS
+    growth = np.interp(steps, steps[reliable], np.maximum.accumulate(growth[reliable])) if reliable.any() else growth
+    standard = error / (own[:, None, None] * growth)
+
+    shape = np.nanquantile(standard.reshape(len(panel), -1), GRID, axis=1).T
+    live = np.nanstd(standard.reshape(len(panel), -1), axis=1) > 1e-6
+    fleet = np.nanquantile(standard[live], GRID) if live.any() else np.zeros(len(GRID))
+    mine = ((panel.last - panel.first + 1) / (panel.last - panel.first + 1 + OWN_SHAPE))[:, None]
+    shape = np.where(live[:, None], mine * shape + (1 - mine) * fleet, 0.0)
+    return own[:, None] * np.interp(np.arange(horizon), steps, growth), shape
+
+
+def _between(shape: Array, quantiles: Sequence[float]) -> Array:
+    """`shape` (servers, levels of GRID) at other levels, along normal scores: (servers, quantiles)."""
+    grid, wanted = normal_scores_of(GRID), normal_scores_of(tuple(quantiles))
+    right = np.clip(np.searchsorted(grid, wanted), 1, len(grid) - 1)
+    share = (wanted - grid[right - 1]) / (grid[right] - grid[right - 1])
+    return shape[:, right - 1] + share * (shape[:, right] - shape[:, right - 1])
