@@ -22,6 +22,7 @@ import pwd
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -67,6 +68,7 @@ SETTINGS = {
     "log_checkpoints": "off",
 }
 
+SOCKET = ".s.PGSQL.5432"
 # sockaddr_un.sun_path, less its closing NUL.
 SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
 START_SECONDS = 120.0
@@ -86,7 +88,7 @@ class EmbeddedPostgres:
         self._data_dir = data_dir.expanduser().resolve()
         self._home = self._data_dir / f"pg{MAJOR}"
         self._cluster = self._home / "data"
-        self._socket = _socket_folder(self._home)
+        self._folder = _socket_folder(self._home)
         self._account = _account(self._cluster)
         self._programs = Path(str(distribution(WHEEL).locate_file(PREFIX))) / "bin"
         self._holding: int | None = None
@@ -94,7 +96,7 @@ class EmbeddedPostgres:
 
     @property
     def url(self) -> str:
-        return f"postgresql://headroom@/headroom?host={quote(str(self._socket), safe='/')}"
+        return f"postgresql://headroom@/headroom?host={quote(str(self._folder), safe='/')}"
 
     def start(self) -> str:
         """Start the server or join the one that runs; returns its URL once it takes connections.
@@ -116,8 +118,8 @@ class EmbeddedPostgres:
         return self.url
 
     def ensure(self) -> None:
-        """Start the server again if it died. One flock when it lives, so cheap enough for every second."""
-        if self._holding is not None and not self._alive():
+        """Start the server again if it died. One `connect` while it lives, so cheap enough for every second."""
+        if self._holding is not None and not self._listening():
             with self._exclusive():
                 self._bring_up()
 
@@ -172,6 +174,15 @@ class EmbeddedPostgres:
         # Asked with a shared lock, so that two who ask do not take each other for a server.
         return not _free(self._home / "server.lock", fcntl.LOCK_SH)
 
+    def _listening(self) -> bool:
+        """Whether there is a postmaster: the socket refuses as soon as it is dead, whatever its orphans do."""
+        with socket.socket(socket.AF_UNIX) as attempt:
+            try:
+                attempt.connect(str(self._folder / SOCKET))
+            except OSError:
+                return False
+        return True
+
     def _bring_up(self) -> None:
         """Until the server answers: wait for one that starts or for orphans that leave, then start our own."""
         deadline = time.monotonic() + START_SECONDS
@@ -192,12 +203,13 @@ class EmbeddedPostgres:
     def _launch(self) -> None:
         if not self._cluster.exists():
             self._initialise()
-        self._make_private(self._socket)
+        self._make_private(self._folder)
         self._make_log()
-        # No process of this server lives, so the file is stale. PostgreSQL would believe it if some other process
-        # of the same user had got that pid; it still checks the shared memory itself.
-        (self._cluster / "postmaster.pid").unlink(missing_ok=True)
-        options = [f"-k{self._socket}", *(f"-c{name}={value}" for name, value in SETTINGS.items())]
+        # No process of this server lives, so these are stale. PostgreSQL would believe them if their pid were now
+        # another process of the same user, or a zombie; it still checks the shared memory itself.
+        for stale in (self._cluster / "postmaster.pid", self._folder / f"{SOCKET}.lock"):
+            stale.unlink(missing_ok=True)
+        options = [f"-k{self._folder}", *(f"-c{name}={value}" for name, value in SETTINGS.items())]
         lock = open_lock(self._home / "server.lock")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -302,7 +314,7 @@ class EmbeddedPostgres:
         return f"The end of {log}:\n" + "\n".join(lines)
 
     def _ready(self) -> bool:
-        asked = ["-h", str(self._socket), "-U", "headroom", "-d", "headroom"]
+        asked = ["-h", str(self._folder), "-U", "headroom", "-d", "headroom"]
         return self._run("pg_isready", "-q", *asked, check=False) == 0
 
     def _run(self, program: str, *args: str, stdin: str = "", keep: tuple[int, ...] = (), check: bool = True) -> int:
@@ -347,7 +359,7 @@ def _free(lock: Path, kind: int) -> bool:
 def _socket_folder(home: Path) -> Path:
     """`home/run`, or where that makes the socket's path too long, a folder in /tmp that follows from it."""
     folder = home / "run"
-    if len(os.fsencode(folder / ".s.PGSQL.5432")) <= SOCKET_PATH_BYTES:
+    if len(os.fsencode(folder / SOCKET)) <= SOCKET_PATH_BYTES:
         return folder
     return Path("/tmp") / f"headroom-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}"
 
