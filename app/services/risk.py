@@ -16,7 +16,6 @@ from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain import paths, risk
 from app.domain.dataset import Contents, Server, Unit
@@ -28,6 +27,7 @@ from app.domain.run import Run, RunStatus
 from app.errors import Complaint, ForecastNotReady, Invalid, NoResults, NotFound, ThresholdRequired
 from app.storage import datasets, forecasts
 from app.storage import risk as stored
+from app.storage.database import Database
 from app.storage.results import ResultMatrix, Results, RunRef
 
 Rows = NDArray[np.intp]
@@ -173,8 +173,8 @@ class _Judged:
 
 
 class RiskService:
-    def __init__(self, engine: AsyncEngine, results: Results, *, levels: Levels, country: str) -> None:
-        self._engine = engine
+    def __init__(self, database: Database, results: Results, *, levels: Levels, country: str) -> None:
+        self._database = database
         self._results = results
         self._levels = levels
         self._country = country
@@ -209,7 +209,7 @@ class RiskService:
 
         Raises NotFound when there is none.
         """
-        async with self._engine.connect() as connection:
+        async with self._database.connect() as connection:
             newest = await stored.newest_of_server(connection, server_id)
         if not newest:
             raise NotFound(
@@ -257,7 +257,7 @@ class RiskService:
         )
 
     async def _forecast(self, question: Question) -> Forecast:
-        async with self._engine.connect() as connection:
+        async with self._database.connect() as connection:
             wanted = question.forecast_id or await forecasts.newest_succeeded(connection, question.metric)
             if wanted is None:
                 of = f" of metric {question.metric!r}" if question.metric else ""
@@ -267,7 +267,7 @@ class RiskService:
             raise NotFound(f"There is no forecast {wanted}.")
         if question.metric not in (None, forecast.request.metric):
             detail = f"Forecast {forecast.id} is of metric {forecast.request.metric!r}, not {question.metric!r}."
-            raise Invalid(detail, errors=[Complaint("metric", "unknown-metric", detail)])
+            raise Invalid(detail, errors=[Complaint("?metric", "unknown-metric", detail)])
         return forecast
 
     async def _load(self, forecast: Forecast, run: Run, server_id: str | None = None) -> _Fleet:
@@ -282,7 +282,7 @@ class RiskService:
         except (LookupError, StopAsyncIteration):
             raise NoResults(f"The run of {run.model} in forecast {forecast.id} stored no results.") from None
         template = await self._results.template(run.id)
-        async with self._engine.connect() as connection:
+        async with self._database.connect() as connection:
             dataset = await datasets.get(connection, forecast.request.dataset_id)
             known = {s.server_id: s for s in await datasets.servers(connection, forecast.request.dataset_id, only)}
         assert dataset is not None, "a forecast keeps its dataset"
@@ -306,7 +306,7 @@ def _run_of(forecast: Forecast, model: str | None) -> Run:
     if run is None:
         has = ", ".join(run.model for run in forecast.runs)
         detail = f"Forecast {forecast.id} has no run of model {wanted!r}; it has {has}."
-        raise Invalid(detail, errors=[Complaint("model", "unknown-model", detail)])
+        raise Invalid(detail, errors=[Complaint("?model", "unknown-model", detail)])
     if not run.status.is_terminal:
         raise ForecastNotReady(f"The run of {wanted} in forecast {forecast.id} is {run.status}.")
     if run.status is not RunStatus.SUCCEEDED:
@@ -337,7 +337,7 @@ def _thresholds(fleet: _Fleet, threshold: float | None) -> Array:
             detail = (
                 f"{threshold} cannot be a threshold of {fleet.metric}: give a number above 0, in the metric's unit."
             )
-            raise Invalid(detail, errors=[Complaint("threshold", "threshold", detail)])
+            raise Invalid(detail, errors=[Complaint("?threshold", "threshold", detail)])
         return np.full(len(fleet.servers), threshold)
     default = risk.default_threshold(fleet.unit)
     names = ("threshold", "capacity") if fleet.unit is Unit.ABSOLUTE else ("threshold",)
