@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -10,6 +11,10 @@ from app.storage.migrate import sqlalchemy_url
 
 Connection = AsyncConnection
 """What storage functions take; services pass it on and look no further."""
+
+
+class LockTimeout(Exception):
+    """Another transaction held what this one wanted for longer than it would wait."""
 
 
 class Database:
@@ -28,11 +33,19 @@ class Database:
 
     @asynccontextmanager
     async def begin(self, *, lock_timeout_seconds: float | None = None) -> AsyncIterator[Connection]:
-        """A transaction: committed at the end of the block, rolled back when it raises."""
-        async with self.engine.begin() as connection:
-            if lock_timeout_seconds is not None:
-                await connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(lock_timeout_seconds * 1000)}"))
-            yield connection
+        """A transaction: committed at the end of the block, rolled back when it raises.
+
+        Raises LockTimeout when a lock takes longer than `lock_timeout_seconds`.
+        """
+        try:
+            async with self.engine.begin() as connection:
+                if lock_timeout_seconds is not None:
+                    await connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(lock_timeout_seconds * 1000)}"))
+                yield connection
+        except sa.exc.OperationalError as error:
+            if isinstance(error.orig, psycopg.errors.LockNotAvailable):
+                raise LockTimeout from error
+            raise
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Connection]:

@@ -141,3 +141,10 @@ async def lock(connection: AsyncConnection, dataset_id: UUID) -> Dataset | None:
 async def delete(connection: AsyncConnection, dataset_id: UUID) -> None:
     """With its servers; versions made from it stay, without a parent."""
     await connection.execute(sa.delete(datasets).where(datasets.c.id == dataset_id))
+
+
+async def hold(connection: AsyncConnection, dataset_id: UUID) -> Dataset | None:
+    """The row, kept from being deleted until the transaction ends; others may hold it too."""
+    query = sa.select(datasets).where(datasets.c.id == dataset_id).with_for_update(read=True, key_share=True)
+    row = (await connection.execute(query)).one_or_none()
+    return None if row is None else _to_dataset(row)

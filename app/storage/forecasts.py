@@ -80,9 +80,7 @@ async def settle(connection: AsyncConnection, forecast_id: UUID, warnings: Seque
     """After a run's transition, in the same transaction: derive the status; at the end, once, the best model."""
     row = (
         await connection.execute(
-            sa.select(forecasts.c.status, forecasts.c.warnings)
-            .where(forecasts.c.id == forecast_id)
-            .with_for_update()
+            sa.select(forecasts.c.status, forecasts.c.warnings).where(forecasts.c.id == forecast_id).with_for_update()
         )
     ).one_or_none()
     if row is None or row.status in ForecastStatus.TERMINAL:

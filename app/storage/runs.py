@@ -126,9 +126,7 @@ async def renew(
 ) -> bool:
     """Keep the lease and show how far it is; False when the claim is lost (cancelled or taken over)."""
     row = await connection.execute(
-        _held(claim).values(
-            lease_until=_in(lease_seconds), stage=stage, progress=progress, revision=_NEXT_REVISION
-        )
+        _held(claim).values(lease_until=_in(lease_seconds), stage=stage, progress=progress, revision=_NEXT_REVISION)
     )
     return row.rowcount == 1
 
