@@ -35,9 +35,7 @@ class JsonLines(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             # Our own errors are written for people and say all; a traceback is for what nobody foresaw.
-            line["error"] = (
-                error.detail if isinstance(error, HeadroomError) else self.formatException(record.exc_info)
-            )
+            line["error"] = error.detail if isinstance(error, HeadroomError) else self.formatException(record.exc_info)
         return json.dumps(line, default=str)
 
 

@@ -69,4 +69,4 @@ def _listed(names: str) -> frozenset[str]:
 
 def _name(host: str) -> frozenset[str]:
     """The address that we listen on, but for the ones that mean every address."""
-    return frozenset({host.lower()}) - {"0.0.0.0", "::", ""}  # noqa: S104
+    return frozenset({host.lower()}) - {"0.0.0.0", "::", ""}

@@ -37,7 +37,7 @@ class Requires:
     scope: Scope
 
     async def __call__(self, request: Request, services: Services, bearer: Bearer) -> Principal:
-        principal = await services.keys.authenticate(
+        principal: Principal = await services.keys.authenticate(
             bearer.credentials if bearer else None, request.cookies.get(COOKIE)
         )
         request.state.principal = principal

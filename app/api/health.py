@@ -52,7 +52,9 @@ async def readyz(services: Services) -> Ready:
     dependencies=[scope(Scope.READ)],
     summary="Figures for Prometheus",
     response_class=Response,
-    responses={200: {"description": "Prometheus's text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {"description": "Prometheus's text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    },
 )
 async def metrics(request: Request, services: Services) -> Response:
     """Answers and their times by route, unfinished runs by status, and how long the oldest run is overdue."""

@@ -75,12 +75,8 @@ class Paging:
 
 def _paging(
     request: Request,
-    limit: Annotated[
-        int, Query(ge=1, le=MAX_LIMIT, description="Most items on one page.", examples=[100])
-    ] = 100,
-    cursor: Annotated[
-        str | None, Query(description="`next_cursor` of the page before, with the same filters.")
-    ] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Most items on one page.", examples=[100])] = 100,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before, with the same filters.")] = None,
 ) -> Paging:
     filters = sorted(pair for pair in request.query_params.multi_items() if pair[0] not in ("limit", "cursor"))
     bound = to_json([request.url.path, filters])

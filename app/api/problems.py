@@ -1,8 +1,8 @@
 """Errors as RFC 9457 `application/problem+json`; the only place that words them for HTTP.
 
-An exception becomes a `HeadroomError` (`refined`), and that becomes an answer (`answer`). What nobody foresaw is a 500
-that says nothing but its request id; the rest is in the log. A pointer is a JSON pointer into the body (`/quantiles/0`),
-or `?name` for a query parameter, `:name` for a part of the path, `name:` for a header.
+An exception becomes a `HeadroomError` (`refined`), and that becomes an answer (`answer`). What nobody foresaw is a
+500 that says nothing but its request id; the rest is in the log. A pointer is a JSON pointer into the body
+(`/quantiles/0`), or `?name` for a query parameter, `:name` for a part of the path, `name:` for a header.
 """
 
 import json
@@ -104,7 +104,7 @@ def answer(request: Request, error: Exception) -> Response:
         "status": found.status,
         "detail": found.detail,
         "instance": request.url.path,
-        "help": f"{_origin(request)}/docs/problems#{found.slug}",
+        "help": f"{_origin(request)}/docs/problems#{type(found).slug}",
         "request_id": request_id.get(),
         "errors": [
             {"pointer": e.pointer, "code": e.code, "detail": e.detail, "rows": list(e.rows)} for e in found.errors
@@ -140,10 +140,14 @@ def refined(request: Request, error: Exception) -> HeadroomError:
     )
 
 
+_CODES = {"extra_forbidden": "unknown-field"}
+"""pydantic's codes that have a name of our own."""
+
+
 def _invalid(request: Request, failures: Sequence[Mapping[str, Any]]) -> HeadroomError:
     """pydantic's failures as one error: the most telling kind wins."""
     complaints = [
-        Complaint(_pointer(failure["loc"]), str(failure["type"]).replace("extra_forbidden", "unknown-field"), failure["msg"])
+        Complaint(_pointer(failure["loc"]), _CODES.get(failure["type"], failure["type"]), failure["msg"])
         for failure in failures
     ]
     first = failures[0]
@@ -158,7 +162,7 @@ def _invalid(request: Request, failures: Sequence[Mapping[str, Any]]) -> Headroo
     unknown = [c.pointer for c in complaints if c.code == "unknown-field"]
     if unknown:
         return UnknownField(f"Unknown: {', '.join(unknown)}. /docs lists what this request takes.", errors=complaints)
-    where = ", ".join(dict.fromkeys(complaint.pointer for complaint in complaints))
+    where = ", ".join(dict.fromkeys(complaint.pointer or "the body itself" for complaint in complaints))
     count = "1 value is" if len(complaints) == 1 else f"{len(complaints)} values are"
     return Invalid(f"{count} not valid: {where}.", errors=complaints)
 
@@ -167,7 +171,7 @@ def _pointer(location: Sequence[str | int]) -> str:
     place, *path = location
     match place:
         case "body":
-            return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path) or "/"
+            return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
         case "query":
             return "?" + ".".join(map(str, path))
         case "path":
@@ -188,7 +192,7 @@ def kinds() -> Iterator[type[HeadroomError]]:
     while waiting:
         kind = waiting.pop(0)
         waiting.extend(kind.__subclasses__())
-        if kind.slug not in seen and kind.__module__ in ("app.errors", __name__):
+        if kind.slug not in seen and (kind.status != 500 or kind is HeadroomError):
             seen.add(kind.slug)
             yield kind
 

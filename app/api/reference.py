@@ -1,4 +1,4 @@
-"""The API's own reference: the OpenAPI document, its page, and the page that explains each problem. No outside asset."""
+"""The API's own reference: the OpenAPI document, its page, and a page that explains each problem; no outside asset."""
 
 from html import escape
 from pathlib import Path
@@ -39,13 +39,46 @@ async def docs() -> HTMLResponse:
 async def explained() -> HTMLResponse:
     entries = "".join(
         f'<dt id="{kind.slug}"><code>{kind.slug}</code> ({kind.status}): {escape(kind.title)}</dt>'
-        f"<dd>{escape((kind.__doc__ or '').strip()) or 'The answer’s detail says what was wrong and what to do.'}</dd>"
+        f"<dd>{escape(ADVICE[kind.slug])}</dd>"
         for kind in sorted(kinds(), key=lambda kind: (kind.status, kind.slug))
     )
     return HTMLResponse(
-        f'{_HEAD}<title>Headroom: problems</title><h1>Problems</h1><p>Every error is <code>application/problem+json</code>'
-        f" (RFC 9457); its <code>type</code> is <code>urn:headroom:problem:</code> and one of these.</p><dl>{entries}</dl>"
+        f"{_HEAD}<title>Headroom: problems</title><h1>Problems</h1>"
+        "<p>Every error is <code>application/problem+json</code> (RFC 9457). Its <code>type</code> is "
+        "<code>urn:headroom:problem:</code> and one of these, or a narrower one of the same status.</p>"
+        f"<dl>{entries}</dl>"
     )
+
+
+ADVICE = {
+    "internal": "A fault of Headroom's own. Its log tells more under the request id.",
+    "bad-request": "The request is not well-formed. Send it as /docs shows it.",
+    "bad-cursor": "A cursor works only with the list and the filters that it came from. Start again without one.",
+    "incomplete-body": "The body ended before its end. Send it again.",
+    "idempotency-key-required": "Send an Idempotency-Key, so that a repeated request cannot be paid twice.",
+    "unauthenticated": "Send a live key as Authorization: Bearer; headroom keys create makes one.",
+    "budget-exceeded": "The estimate is over the cost cap or the monthly budget. Ask for less, or raise them.",
+    "forbidden": "Not allowed here, whoever asks: the Host, the Origin or the place is not on the list.",
+    "insufficient-scope": "The key is good but was not made for this. Use one with the scope named.",
+    "not-found": "There is no such thing, or it has been deleted.",
+    "method-not-allowed": "The Allow header names what this path takes.",
+    "conflict": "The thing is in a state that does not permit this. Read it again.",
+    "forecast-not-ready": "The runs asked for go on. Come back after Retry-After seconds, or follow its events.",
+    "no-results": "The runs asked for ended without results. The forecast says why.",
+    "idempotency-in-flight": "The same request is being answered. Send it again after Retry-After seconds.",
+    "too-large": "Over a limit on size. Send less, or raise the limit in the settings.",
+    "unsupported-media-type": "Send one of the content types that /docs names.",
+    "validation": "Values are not valid; errors names each. Nothing was stored.",
+    "unknown-field": "A field or parameter that does not exist. Nothing unknown is passed over in silence.",
+    "idempotency-mismatch": "This Idempotency-Key belongs to another body. Use a fresh one for a new request.",
+    "threshold-required": "Only percent metrics have a usual threshold. Say which one is meant.",
+    "work-limit": "More work than one forecast may ask for. Split it by servers, models or horizon.",
+    "queue-full": "Too many runs wait. Come back after Retry-After seconds.",
+    "unavailable": "A part of the service is away. Come back after Retry-After seconds; what was accepted is kept.",
+    "aws-unavailable": "AWS is off, away or refuses. Ask without canvas, or with fallback.",
+    "insufficient-storage": "The store is full and nothing of the request was kept. Make room first.",
+}
+"""What to do about each problem, by slug; a test holds it to the error tree."""
 
 
 class Headroom(FastAPI):

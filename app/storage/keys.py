@@ -1,4 +1,4 @@
-"""API keys and page sessions in PostgreSQL. Of either secret only the SHA-256 is here; rows of keys are never deleted."""
+"""API keys and page sessions in PostgreSQL: of either secret only its SHA-256. Rows of keys are never deleted."""
 
 from collections.abc import Sequence
 from datetime import timedelta
