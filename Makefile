@@ -1,0 +1,56 @@
+# make demo | run | test | check | setup. Nothing is needed beside Python 3.11 to 3.13 and git; all of it stays in
+# .tools (uv, which reads the lock) and .venv (what it installs). Another Python: make PYTHON=python3.12 …
+
+PYTHON ?= python3
+ARGS ?=
+UV_VERSION := 0.13.9
+
+export UV_PYTHON_DOWNLOADS := never
+export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
+
+.PHONY: demo run test check lint setup clean
+.DELETE_ON_ERROR:
+
+demo: setup
+	@exec .venv/bin/headroom demo $(ARGS)
+
+run: setup
+	@exec .venv/bin/headroom run $(ARGS)
+
+test: setup
+	@exec .venv/bin/pytest $(ARGS)
+
+check: lint test
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+setup: .venv/.locked
+
+# Again only when the lock or the project's own list of needs changed.
+.venv/.locked: uv.lock pyproject.toml | .tools/uv
+	.tools/uv sync --frozen --python "$(PYTHON)"
+	@touch $@
+
+# A uv that is there serves as well as the one we would fetch. Debian's python3 comes without ensurepip, so where
+# `venv` cannot, pip alone will do.
+.tools/uv:
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "Headroom needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is not one. Name another: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@mkdir -p .tools
+	@if found=$$(command -v uv); then ln -sf "$$found" $@; \
+	elif "$(PYTHON)" -m venv .tools/env >/dev/null 2>&1; then \
+	  .tools/env/bin/pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)" && ln -sf env/bin/uv $@; \
+	elif rm -rf .tools/env && "$(PYTHON)" -m pip --version >/dev/null 2>&1; then \
+	  "$(PYTHON)" -m pip install --quiet --disable-pip-version-check --target .tools/env "uv==$(UV_VERSION)" && \
+	  ln -sf env/bin/uv $@; \
+	else \
+	  echo "$(PYTHON) can make no environments and has no pip. As root: apt-get install python3-venv" >&2; exit 1; \
+	fi
+
+clean:
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache
