@@ -30,6 +30,9 @@ PEAK_UPLIFT_PCT = 5.0
 SURROUNDINGS_DAYS = 28
 """How far around a day its surroundings reach."""
 
+_ROUNDING = 1e-9
+"""A probability of exactly 10 % counts as reached, however 1 - 0.9 is rounded."""
+
 _CELLS = 1_000_000
 """Servers are taken in blocks of about this many (server, step) cells, to bound memory."""
 
@@ -134,14 +137,18 @@ def percent(values: Array, thresholds: Array, unit: str) -> Array:
 def peaks(p50: Array, as_of: np.datetime64, frequency: Frequency, country: str) -> list[tuple[Peak, ...]]:
     """Where medians (servers, horizon) of one `as_of` stand out over their surroundings, and why, in order of time.
 
-    Hourly medians are averaged per UTC day. The surroundings of a day are the ordinary days, no holiday and no end
+    Hourly medians are averaged per whole UTC day. The surroundings of a day are the ordinary days, no holiday and no end
     of quarter, at most `SURROUNDINGS_DAYS` away, of the same weekday where there are any; their median counts. A
     window is a run of days with one cause; its uplift is its mean over the mean of its surroundings. The weekly
-    rhythm is reported once: the days of the week whose mean stands out over the mean week, where they are highest.
+    rhythm is reported once: the days of the week whose median stands out over the mean of the seven, in the whole
+    week in which they are highest.
     """
     times = as_of.astype("datetime64[s]") + np.arange(1, p50.shape[1] + 1) * frequency.step
-    days, first = np.unique(times.astype("datetime64[D]"), return_index=True)
-    daily = np.add.reduceat(p50, first, axis=1) / np.diff(np.append(first, len(times)))
+    days, first, length = np.unique(times.astype("datetime64[D]"), return_index=True, return_counts=True)
+    whole = length == frequency.per_day
+    if not whole.any():
+        return [()] * len(p50)
+    days, daily = days[whole], (np.add.reduceat(p50, first, axis=1) / length)[:, whole]
     causes = calendar.cause(days, country)
     weekday = calendar.weekday(days)
     ordinary = ~np.isin(causes, ("end_of_quarter", "holiday"))
@@ -177,8 +184,8 @@ def _assess(outlook: Outlook, thresholds: Array, template: Template, rules: Leve
         expected_breach_days=(1.0 - below).sum(axis=1) / per_day,
         runway_conservative=conservative / per_day,
         runway_expected=_first(p50 > limit) / per_day,
-        first_breach_p10=_dates(_first(breached_by >= 0.1), outlook),
-        first_breach_p50=_dates(_first(breached_by >= 0.5), outlook),
+        first_breach_p10=_dates(_first(breached_by >= 0.1 - _ROUNDING), outlook),
+        first_breach_p50=_dates(_first(breached_by >= 0.5 - _ROUNDING), outlook),
         headroom_pct=headroom,
         severity=_severity(values, outlook.levels, limit, lower, upper, 1.0 - below),
     )
@@ -248,12 +255,14 @@ def _surroundings(daily: Array, run: slice, weekday: NDArray[np.int64], ordinary
 
 
 def _weekly(daily: Array, days: Times, weekday: NDArray[np.int64], ordinary: Flags) -> list[tuple[int, Peak]]:
-    profile = np.stack([daily[:, ordinary & (weekday == day)].mean(axis=1) for day in range(7)], axis=1)
+    profile = np.stack([np.median(daily[:, ordinary & (weekday == day)], axis=1) for day in range(7)], axis=1)
     uplift = _uplift(profile, profile.mean(axis=1, keepdims=True))
     found = []
     for server in np.flatnonzero((uplift >= PEAK_UPLIFT_PCT).any(axis=1)).tolist():
         hot = ordinary & (uplift[server] >= PEAK_UPLIFT_PCT)[weekday]
-        run = max(_runs(np.where(hot, "weekday", "")), key=lambda run: daily[server, run].mean())
+        run = max(
+            _runs(np.where(hot, "weekday", "")), key=lambda run: (run.stop - run.start, daily[server, run].mean())
+        )
         mean = uplift[server, weekday[run]].mean()
         found.append((server, Peak(days[run][0], days[run][-1], "weekday", float(mean))))
     return found

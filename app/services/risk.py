@@ -28,7 +28,7 @@ from app.errors import Complaint, ForecastNotReady, Invalid, NoResults, NotFound
 from app.storage import datasets, forecasts
 from app.storage import risk as stored
 from app.storage.database import Database
-from app.storage.results import ResultMatrix, Results, RunRef
+from app.storage.results import ResultMatrix, Results
 
 Rows = NDArray[np.intp]
 Sort = Literal["runway", "breach_probability", "max_p90", "server_id"]
@@ -274,23 +274,23 @@ class RiskService:
         """All servers of a run, or one."""
         only = None if server_id is None else [server_id]
         try:
-            if only is None:
-                matrix = await self._results.matrix(run.id)
-            else:
-                reference = RunRef(run.id, run.model, run.position)
-                matrix = await anext(self._results.batches(reference, server_ids=only))
-        except (LookupError, StopAsyncIteration):
-            raise NoResults(f"The run of {run.model} in forecast {forecast.id} stored no results.") from None
+            found = await (
+                self._results.matrix(run.id) if only is None else self._results.some(run.id, only=only, limit=1)
+            )
+        except LookupError:
+            found = None
+        if found is None:
+            raise NoResults(f"The run of {run.model} in forecast {forecast.id} stored no results.")
         template = await self._results.template(run.id)
         async with self._database.connect() as connection:
             dataset = await datasets.get(connection, forecast.request.dataset_id)
             known = {s.server_id: s for s in await datasets.servers(connection, forecast.request.dataset_id, only)}
         assert dataset is not None, "a forecast keeps its dataset"
-        horizon = matrix.values.shape[1]
+        horizon = found.values.shape[1]
         if template is None or template.horizon < horizon:
             template = paths.autoregressive(horizon)
-        servers = tuple(known[name] for name in matrix.server_ids)
-        return _Fleet(forecast, run, dataset.contents, matrix, servers, template)
+        servers = tuple(known[name] for name in found.server_ids)
+        return _Fleet(forecast, run, dataset.contents, found, servers, template)
 
 
 def _run_of(forecast: Forecast, model: str | None) -> Run:
