@@ -33,11 +33,15 @@ class Unit(StrEnum):
 
 @dataclass(frozen=True)
 class Schema:
-    """What the caller says about the columns; what is not said is judged by name and content."""
+    """What the caller says about the columns; what is not said is judged by name and content.
+
+    A column that it names must be there, but for `optional` ones.
+    """
 
     units: dict[str, Unit] = field(default_factory=dict)
     attributes: tuple[str, ...] = ()
     known_ahead: tuple[str, ...] = ()
+    optional: frozenset[str] = frozenset()
 
     @property
     def named(self) -> frozenset[str]:

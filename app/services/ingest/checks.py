@@ -1,0 +1,265 @@
+"""The whole panel at once: ids, times, the step, duplicates, values. It says everything that is wrong in one go.
+
+From raw columns to a checked `Frame`, sorted by server and time. Rows in complaints are those of the file, from 1.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from app.domain.dataset import NUMERIC_ATTRIBUTES, Schema
+from app.domain.panel import Array, Frequency, Index
+from app.errors import Complaint
+from app.services.ingest import moments
+from app.services.ingest.columns import (
+    MAX_NAME,
+    Codes,
+    Flags,
+    Role,
+    Words,
+    first_rows,
+    named_rows,
+    quoted,
+    refusal,
+    settle,
+)
+from app.services.ingest.moments import Moments
+
+_SECOND = 1_000_000
+_DAY = 86_400 * _SECOND
+_HOUR = 3_600 * _SECOND
+_CONTROL = r"[\x00-\x1f\x7f]"
+_MAX_TEXT = 1_000
+_TELLING = 3
+"""Gaps of one length that make a rhythm of its own, not a hole in a daily or hourly one."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Rows of all servers, sorted by server (byte order of the ids) and step, none twice.
+
+    `server` int32 (rows,) points into `servers`; `step` int64 (rows,) counts whole steps since 1970 and `phase` is
+    the seconds that every row stands past its step. `numbers` and `texts` are the other columns, in file order.
+    """
+
+    servers: tuple[str, ...]
+    server: Codes
+    step: Index
+    frequency: Frequency
+    phase: int
+    numbers: dict[str, Array]
+    texts: dict[str, Words]
+
+    def __len__(self) -> int:
+        return len(self.server)
+
+    @property
+    def starts(self) -> Index:
+        """The first row of each server."""
+        return np.searchsorted(self.server, np.arange(len(self.servers))).astype(np.int64)
+
+    def times(self, rows: Index | slice) -> NDArray[np.datetime64]:
+        """Of some rows: datetime64[s], UTC."""
+        return (self.step[rows] * self.frequency.step.astype(np.int64) + self.phase).astype("datetime64[s]")
+
+    def sorted_by(self, order: Index) -> "Frame":
+        """The rows in another order; the old columns go one by one."""
+        numbers, texts = dict(self.numbers), dict(self.texts)
+        for name in numbers:
+            numbers[name] = numbers[name][order]
+        for name in texts:
+            texts[name] = Words(texts[name].codes[order], texts[name].words)
+        return replace(self, server=self.server[order], step=self.step[order], numbers=numbers, texts=texts)
+
+
+def check(
+    columns: dict[str, Array | Words | pa.ChunkedArray],
+    roles: dict[str, Role],
+    schema: Schema,
+    like: Frame | None = None,
+) -> Frame:
+    """The columns as a frame; `columns` is emptied on the way. `like` is the parent of newer rows.
+
+    Raises Invalid with every complaint.
+    """
+    server_name, time_name = (
+        next(name for name, role in roles.items() if role is wanted) for wanted in (Role.SERVER, Role.TIME)
+    )
+    ids, written = columns.pop(server_name), columns.pop(time_name)
+    if not len(ids.codes if isinstance(ids, Words) else ids):
+        raise refusal([Complaint("/file", "no-rows", "The file has a header and no rows.")])
+    assert isinstance(ids, Words)
+    complaints = _id_complaints(server_name, ids)
+    if isinstance(written, Words):
+        times, wrong = moments.from_words(time_name, written)
+    else:
+        times, wrong = moments.from_arrow(time_name, written)
+    complaints += wrong
+
+    numbers: dict[str, Array] = {}
+    texts: dict[str, Words] = {}
+    for name in list(columns):
+        column = columns.pop(name)
+        if isinstance(column, Words):
+            settled, wrong = settle(name, column, roles[name])
+            complaints += wrong
+        else:
+            settled = column
+        if isinstance(settled, Words):
+            texts[name] = settled
+            complaints += _text_complaints(name, settled)
+        else:
+            numbers[name] = settled
+            complaints += _number_complaints(name, settled)
+    described = set(NUMERIC_ATTRIBUTES) - set(schema.units)
+    if not set(numbers) - set(schema.known_ahead) - described:
+        others = f" Text columns are attributes: {', '.join(map(quoted, texts))}." if texts else ""
+        complaints.append(Complaint("/file", "no-metric", f"There is no numeric column to forecast.{others}"))
+
+    if any(complaint.pointer == f"/file/{time_name}" for complaint in complaints):
+        raise refusal(complaints)
+    frequency, phase, step, wrong = _grid(time_name, ids.codes, times, like)
+    complaints += wrong
+    order, ranks = _ranked(ids.words)
+    frame = Frame(order, ranks[ids.codes], step, frequency, phase, numbers, texts)
+    by_time, wrong = _order(server_name, time_name, frame)
+    complaints += wrong
+    if complaints:
+        raise refusal(complaints)
+    return frame if by_time is None else frame.sorted_by(by_time)
+
+
+def keys(server: Codes, step: Index) -> Index:
+    """One ascending number per (server, step): int64 (rows,)."""
+    low = int(step.min())
+    return server.astype(np.int64) * (int(step.max()) - low + 1) + (step - low)
+
+
+def _id_complaints(name: str, ids: Words) -> list[Complaint]:
+    blank = pc.equal(pc.utf8_trim_whitespace(ids.words), "")
+    faults: Sequence[tuple[pa.Array, str]] = (
+        (blank, "is empty"),
+        (pc.greater(pc.utf8_length(ids.words), MAX_NAME), f"is longer than {MAX_NAME} characters"),
+        (pc.match_substring_regex(ids.words, _CONTROL), "holds control characters (such as a line break)"),
+    )
+    complaints = []
+    for wrong, what in faults:
+        rows = ids.rows_of(wrong.to_numpy(zero_copy_only=False))
+        if wrong is blank:
+            rows |= ids.codes < 0
+        if rows.any():
+            detail = f"Column {name} {what} in {named_rows(first_rows(rows), int(rows.sum()))}."
+            complaints.append(Complaint(f"/file/{name}", "server-id", detail, first_rows(rows)))
+    return complaints
+
+
+def _text_complaints(name: str, words: Words) -> list[Complaint]:
+    wrong = pc.or_(pc.match_substring_regex(words.words, _CONTROL), pc.greater(pc.utf8_length(words.words), _MAX_TEXT))
+    rows = words.rows_of(wrong.to_numpy(zero_copy_only=False))
+    if not rows.any():
+        return []
+    where = named_rows(first_rows(rows), int(rows.sum()))
+    detail = f"Column {name} holds control characters, or more than {_MAX_TEXT:,} characters, in {where}."
+    return [Complaint(f"/file/{name}", "text", detail, first_rows(rows))]
+
+
+def _number_complaints(name: str, values: Array) -> list[Complaint]:
+    infinite = np.isinf(values)
+    if infinite.any():
+        where = named_rows(first_rows(infinite), int(infinite.sum()))
+        detail = f"Column {name} is infinite, or too large for a number, in {where}. Leave a missing value empty."
+        return [Complaint(f"/file/{name}", "non-finite", detail, first_rows(infinite))]
+    if name not in NUMERIC_ATTRIBUTES and np.isnan(values).all():
+        detail = f"Column {name} has no value at all; leave it out, or name it in `schema.attributes`."
+        return [Complaint(f"/file/{name}", "no-values", detail)]
+    return []
+
+
+def _grid(
+    name: str, server: Codes, times: Moments, like: Frame | None
+) -> tuple[Frequency, int, Index, list[Complaint]]:
+    """The step that all rows stand on: frequency, seconds past the step, step of each row, complaints.
+
+    Daily when most rows are written at one time of day: the date counts, as it was written. Else hourly in UTC,
+    when all rows stand equally far past the hour.
+    """
+    time_of_day = times.wall % _DAY
+    usual, off = _usual(times.codes, time_of_day)
+    daily = like.frequency is Frequency.DAILY if like else int(off.sum()) * 2 < len(off)
+    if daily:
+        frequency, phase, step = Frequency.DAILY, 0, (times.wall // _DAY)[times.codes]
+    else:
+        usual, off = _usual(times.codes, times.utc % _HOUR)
+        if like:
+            usual = like.phase * _SECOND
+            off = (times.utc % _HOUR != usual)[times.codes]
+        frequency, phase, step = Frequency.HOURLY, usual // _SECOND, (times.utc // _HOUR)[times.codes]
+    pointer = f"/file/{name}"
+    if off.any():
+        at = f"{usual // _HOUR:02}:{usual % _HOUR // (60 * _SECOND):02}" if daily else f"{phase // 60:02} past the hour"
+        detail = (
+            f"The step is irregular: {'daily' if daily else 'hourly'} rows stand at {at}, but "
+            f"{named_rows(first_rows(off), int(off.sum()))} of column {name} do not. Send one row per day or hour."
+        )
+        return frequency, phase, step, [Complaint(pointer, "frequency", detail, first_rows(off))]
+    between, often = _rhythm(server, step)
+    if not like and between > 1 and often >= _TELLING:
+        unit = "days" if daily else "hours"
+        detail = f"Rows of column {name} stand {between} {unit} apart. Headroom takes daily or hourly data."
+        return frequency, phase, step, [Complaint(pointer, "frequency", detail)]
+    return frequency, phase, step, []
+
+
+def _usual(codes: Codes, of_moment: Index) -> tuple[int, Flags]:
+    """The value that most rows have, and the rows that have another."""
+    values, places = np.unique(of_moment, return_inverse=True)
+    counts = np.bincount(places, weights=np.bincount(codes, minlength=len(of_moment)))
+    usual = values[int(counts.argmax())]
+    return int(usual), (of_moment != usual)[codes]
+
+
+def _rhythm(server: Codes, step: Index) -> tuple[int, int]:
+    """The commonest number of steps from a server's row to its next, and how often it occurs."""
+    key = keys(server, step)
+    order = np.argsort(key, kind="stable") if (np.diff(key) < 0).any() else slice(None)
+    between = np.diff(step[order])[np.diff(server[order]) == 0]
+    between = between[between > 0]
+    if not len(between):
+        return 0, 0
+    if (between == 1).sum() * 2 >= len(between):
+        return 1, len(between)
+    lengths, counts = np.unique(between, return_counts=True)
+    return int(lengths[counts.argmax()]), int(counts.max())
+
+
+def _ranked(words: pa.Array) -> tuple[tuple[str, ...], Codes]:
+    """The ids in byte order, and the place of each word among them."""
+    order = pc.sort_indices(words.cast(pa.binary())).to_numpy()
+    ranks = np.empty(len(words), np.int32)
+    ranks[order] = np.arange(len(words), dtype=np.int32)
+    return tuple(words.take(pa.array(order)).to_pylist()), np.append(ranks, np.int32(-1))
+
+
+def _order(server_name: str, time_name: str, frame: Frame) -> tuple[Index | None, list[Complaint]]:
+    """The order of the rows by server and time (None: they stand so already), and what is there twice."""
+    key = keys(frame.server, frame.step)
+    steps = np.diff(key)
+    if (steps > 0).all():
+        return None, []
+    order = np.argsort(key, kind="stable").astype(np.int64)
+    again = np.zeros(len(key), np.bool_)
+    again[order[1:][np.diff(key[order]) == 0]] = True
+    if not again.any():
+        return order, []
+    row = int(np.flatnonzero(again)[0])
+    first = int(np.flatnonzero(key == key[row])[0])
+    who = quoted(frame.servers[frame.server[row]]) if frame.server[row] >= 0 else "a server"
+    detail = (
+        f"{int(again.sum()):,} rows repeat a {server_name} and {time_name}: "
+        f"row {row + 1:,} has {who} at the same time as row {first + 1:,}. One row per server and step."
+    )
+    return order, [Complaint(f"/file/{time_name}", "duplicate-timestamp", detail, first_rows(again))]
