@@ -8,16 +8,17 @@ from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
-from app.api import auth, health, problems, reference
+from app.api import auth, forecasts, health, problems, reference, risk
 from app.api.edge import Edge
 from app.api.measures import Measures
 from app.api.strict import declared_queries, strictly
+from app.services.keys import is_loopback
 from app.settings import Settings
 from app.wiring import assemble
 
 STATIC = Path(__file__).parent / "web" / "static"
 
-ROUTERS = (auth.router, health.router, reference.router)
+ROUTERS = (forecasts.router, risk.router, auth.router, health.router, reference.router)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -68,5 +69,5 @@ def _listed(names: str) -> frozenset[str]:
 
 
 def _name(host: str) -> frozenset[str]:
-    """The address that we listen on, but for the ones that mean every address."""
-    return frozenset({host.lower()}) - {"0.0.0.0", "::", ""}
+    """The name that we listen on. An address need not be listed: the edge knows the one that a caller came in on."""
+    return frozenset() if is_loopback(host) or host.replace(".", "").isdecimal() or ":" in host else frozenset({host})
