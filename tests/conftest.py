@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -80,12 +81,26 @@ def template_database(postgres_url: str) -> str:
     return name
 
 
+@contextmanager
+def made(postgres_url: str, options: sql.Composable) -> Iterator[str]:
+    """A new database for as long as one test, as a plain `postgresql://` URL."""
+    name = f"headroom_test_{uuid.uuid4().hex}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)) + options)
+    yield database(postgres_url, name)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
 @pytest.fixture
 def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
-    """A migrated database of this test alone, as a plain `postgresql://` URL."""
-    name = sql.Identifier(f"headroom_test_{uuid.uuid4().hex}")
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(name, sql.Identifier(template_database)))
-    yield database(postgres_url, name.as_string(None).strip('"'))
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+    """A migrated database of this test alone."""
+    with made(postgres_url, sql.SQL(" TEMPLATE {}").format(sql.Identifier(template_database))) as url:
+        yield url
+
+
+@pytest.fixture
+def empty_url(postgres_url: str) -> Iterator[str]:
+    """A database of this test alone, without any table."""
+    with made(postgres_url, sql.SQL("")) as url:
+        yield url
