@@ -3,9 +3,9 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from app.forecasters._contract import Forecaster, Predictor
+from app.forecasters._contract import Combined, Ensemble, Forecaster, Predictor
 
-__all__ = ["Forecaster", "Predictor", "load", "names"]
+__all__ = ["Combined", "Ensemble", "Forecaster", "Predictor", "load", "names"]
 
 
 def names() -> tuple[str, ...]:
@@ -13,9 +13,9 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_")))
 
 
-def load(name: str) -> Forecaster:
+def load(name: str) -> Forecaster | Ensemble:
     """The model of that name. Raises KeyError when there is none."""
     if name not in names():
         raise KeyError(name)
-    forecaster: Forecaster = import_module(f"{__name__}.{name}").FORECASTER
+    forecaster: Forecaster | Ensemble = import_module(f"{__name__}.{name}").FORECASTER
     return forecaster

@@ -1,12 +1,14 @@
 """What a local model is. A new model is one file here with a `FORECASTER`; the contract suite finds it.
 
-    predictor = forecaster.fit(panel, horizon)
-    values = predictor.predict(horizon, (0.1, 0.5, 0.9))     # (servers, horizon, 3)
+predictor = forecaster.fit(panel, horizon)
+values = predictor.predict(horizon, (0.1, 0.5, 0.9))     # (servers, horizon, 3)
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+from app.domain.evaluation import Trial
 from app.domain.panel import Array, Panel
 
 
@@ -35,3 +37,30 @@ class Forecaster(Protocol):
     earlier_windows: int
 
     def fit(self, panel: Panel, horizon: int) -> Predictor: ...
+
+
+@dataclass(frozen=True)
+class Combined:
+    """`trial` is judged as any model's; `weights` (members, servers) are those of the forecast, adding up to 1."""
+
+    trial: Trial
+    weights: Array
+
+
+@runtime_checkable
+class Ensemble(Protocol):
+    """Not fitted itself: weighs the trials of its `members`, in that order, all of the same windows.
+
+    A forecast of window w is weighed by windows older than w alone, like its calibration. `earlier_windows` is
+    what its members are fitted with on its behalf.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    earlier_windows: int
+
+    def weigh(self, trials: Sequence[Trial]) -> Array:
+        """Weights (1 + W, members, servers) of the forecast [0] and of each window's, adding up to 1 over members."""
+        ...
+
+    def combine(self, trials: Sequence[Trial]) -> Combined: ...

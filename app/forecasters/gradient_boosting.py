@@ -13,14 +13,17 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain import calendar, quantiles
+from app.domain import quantiles
 from app.domain.panel import Array, Frequency, Index, Panel
-from app.forecasters import _known
+from app.forecasters import _regressors
 
 ROWS = 300_000
 """Most training rows: past this, more rows cost time and gain nothing that was measured."""
 
 ROWS_PER_SERVER = 2_000
+
+ROWS_PER_STEP = 4
+"""So that a server of two weeks, with few different rows to give, does not drown the others."""
 
 ROWS_AT_ONCE = 250_000
 """Rows predicted at once: bounds the memory of a long horizon of many servers."""
@@ -29,8 +32,8 @@ TREES = 150
 SEED = 20_220_101
 PARAMETERS = {
     "objective": "quantile",
-    "learning_rate": 0.06,
-    "num_leaves": 31,
+    "learning_rate": 0.03,
+    "num_leaves": 15,
     "min_data_in_leaf": 100,
     "feature_fraction": 0.7,
     "bagging_fraction": 0.7,
@@ -130,15 +133,16 @@ class _History:
 
 def _history(panel: Panel, horizon: int) -> _History:
     values = np.nan_to_num(panel.values)
-    features, _ = calendar.features(panel.times_with_future(horizon), panel.frequency, panel.country)
+    columns, names = _regressors.calendar_columns(panel, horizon)
+    longest = int((panel.last - panel.first).max()) + 1
     return _History(
         frequency=panel.frequency,
         first=panel.first,
         values=values,
         sums=_running(values),
         squares=_running(values**2),
-        calendar=features,
-        known=tuple(_known.filled(panel, horizon).values()),
+        calendar=columns[:, _regressors.seen(names, longest / panel.frequency.per_day)],
+        known=tuple(_regressors.known_ahead(panel, horizon).values()),
     )
 
 
@@ -202,7 +206,7 @@ def _pairs(panel: Panel, horizon: int) -> tuple[Index, Index, Index]:
     random = np.random.default_rng(SEED)
     length = panel.last - panel.first + 1
     before = np.minimum(length // 2, 392 * panel.frequency.per_day)
-    each = min(ROWS_PER_SERVER, max(ROWS // len(panel), 1))
+    each = np.minimum(min(ROWS_PER_SERVER, max(ROWS // len(panel), 1)), ROWS_PER_STEP * (length - before))
     rows = np.repeat(np.arange(len(panel)), each)
     longest = np.minimum(horizon, length - before)[rows]
     steps = random.integers(1, longest + 1)

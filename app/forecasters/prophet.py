@@ -14,7 +14,7 @@ from prophet import Prophet
 
 from app.domain import calendar
 from app.domain.panel import Array, Frequency, Index, Panel, Times
-from app.forecasters import _known
+from app.forecasters import _regressors
 
 logging.getLogger("prophet").setLevel(logging.ERROR)
 logging.getLogger("cmdstanpy").disabled = True  # it sets its own level when Prophet loads it
@@ -23,6 +23,11 @@ SAMPLES = 1_000
 """Predictive samples a quantile is read from."""
 
 SEED = 20_220_101
+
+TREND_CHANGE = 0.01
+"""Prior scale of trend changes. Prophet's own 0.05 follows every turn of the past and draws it out over the horizon."""
+
+HORIZONS_OF_TREND = 5
 
 YEAR = np.timedelta64(365, "D")
 TWO_WEEKS = np.timedelta64(14, "D")
@@ -65,7 +70,7 @@ class ProphetForecaster:
         for row, (first, last) in enumerate(zip(panel.first, panel.last, strict=True)):
             steps = np.arange(first, last + 1)
             values = panel.values[row, steps]
-            model = _model(values, panel.times[steps], panel.frequency)
+            model = _model(values, panel.times[steps], panel.frequency, horizon)
             for regressor in design.names:
                 model.add_regressor(regressor)
             model.fit(design.frame(row, steps).assign(y=values), seed=SEED)
@@ -104,16 +109,21 @@ def _design(panel: Panel, horizon: int, events: Sequence[str]) -> _Design:
     return _Design(
         times=times,
         shared={name: column.astype(np.float64) for name, column in flags.items()},
-        own={f"known {name}": column for name, column in _known.filled(panel, horizon).items()},
+        own={f"known {name}": column for name, column in _regressors.known_ahead(panel, horizon).items()},
     )
 
 
-def _model(values: Array, times: Times, frequency: Frequency) -> Prophet:
-    """Prophet with the seasons the history has room for: two years for a yearly one, two weeks for a weekly one."""
+def _model(values: Array, times: Times, frequency: Frequency, horizon: int) -> Prophet:
+    """Prophet with what the history has room for: a year for a yearly season, two weeks for a weekly one.
+
+    A line through less than a year may be a season in disguise: it is only followed over a short horizon.
+    """
     span = times[-1] - times[0] + frequency.step
+    years = bool(span >= YEAR)  # Prophet takes np.True_ for one harmonic
     return Prophet(
-        growth="linear",
-        yearly_seasonality=bool(span >= 2 * YEAR),  # Prophet takes np.True_ for one harmonic
+        growth="linear" if years or len(values) >= HORIZONS_OF_TREND * horizon else "flat",
+        changepoint_prior_scale=TREND_CHANGE,
+        yearly_seasonality=years,
         weekly_seasonality=bool(span >= TWO_WEEKS),
         daily_seasonality=frequency is Frequency.HOURLY,
         seasonality_mode="multiplicative" if _grows_with_level(values, frequency) else "additive",

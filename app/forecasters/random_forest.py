@@ -13,7 +13,7 @@ from sklearn.ensemble import RandomForestRegressor
 
 from app.domain import calendar
 from app.domain.panel import Array, Index, Panel
-from app.forecasters import _known
+from app.forecasters import _regressors
 
 TREES = 100
 SMALLEST_LEAF = 5
@@ -103,22 +103,25 @@ class RandomForestForecaster:
 
 @dataclass(frozen=True)
 class _Design:
-    """Features on a grid: `shared` by all servers, (steps, K), and `own`, (servers, steps, K')."""
+    """Features on a grid: `shared`, (steps, K), of which each server takes some, and `own`, (servers, steps, K')."""
 
     shared: Array
     own: Array
+    columns: tuple[Index, ...]
 
     def rows(self, server: int, steps: Index) -> Array:
-        return np.hstack([self.shared[steps], self.own[server, steps]])
+        shared = self.shared[steps][:, self.columns[server]]
+        return np.hstack([steps[:, None], shared, self.own[server, steps]])
 
 
 def _design(panel: Panel, horizon: int) -> _Design:
-    times = panel.times_with_future(horizon)
-    features, _ = calendar.features(times, panel.frequency, panel.country)
-    known = list(_known.filled(panel, horizon).values())
+    shared, names = _regressors.calendar_columns(panel, horizon)
+    known = list(_regressors.known_ahead(panel, horizon).values())
+    days = (panel.last - panel.first + 1) / panel.frequency.per_day
     return _Design(
-        shared=np.column_stack([np.arange(len(times)), features]),
-        own=np.stack(known, axis=-1) if known else np.empty((len(panel), len(times), 0)),
+        shared=shared,
+        own=np.stack(known, axis=-1) if known else np.empty((len(panel), len(shared), 0)),
+        columns=tuple(_regressors.seen(names, span) for span in days),
     )
 
 

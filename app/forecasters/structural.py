@@ -47,7 +47,7 @@ YEAR, HARMONICS = 1.0, 8
 """Prior deviation of the first yearly harmonic; the k-th has a k-th of it."""
 YEARS = ((300, 0), (500, 2), (720, 4))
 """Under so many days of history, only so many harmonics."""
-WEEKDAY, WEEKDAY_SEASON, HOUR = 2.0, 0.1, 2.0
+WEEKDAY, WEEKDAY_OF_HOURS, WEEKDAY_SEASON, HOUR = 2.0, 0.5, 0.1, 2.0
 HOLIDAY, NEIGHBOUR, QUARTER, REGRESSOR = 1.0, 0.6, 0.1, 0.5
 OWN = 10.0
 """How many times stiffer a server's departure from the fleet's calendar is than the fleet's calendar itself."""
@@ -55,15 +55,15 @@ HUBER = 2.0
 """Residuals beyond so many robust deviations are pulled in."""
 ROUNDS = 3
 
-MEMORIES = (2, 8, 32, 128)
+MEMORIES = (1, 4, 16, 64)
 """Half-lives of the level's averages, in steps."""
-FLEET_WEIGHTS, OWN_WEIGHTS = 0.3, 0.4
+FLEET_WEIGHTS, OWN_WEIGHTS = 0.3, 3.0
 """Ridge of the level's regression: the fleet's towards the long mean, a server's towards the fleet's."""
 BLOCKS = 6
 """Distances at which the level is learnt; steps between share a block."""
 ORIGINS = 40
 """Past origins that the level and its errors are learnt from."""
-OWN_SHAPE = 60.0
+OWN_SHAPE = 200.0
 """Steps of history at which a server's own shape of errors counts as much as the fleet's."""
 
 GRID = tuple(np.round(np.concatenate([[0.005, 0.01, 0.025], np.arange(0.05, 0.96, 0.05), [0.975, 0.99, 0.995]]), 3))
@@ -99,7 +99,7 @@ class Structural:
         design = _design(times, panel.steps, panel.frequency, panel.country)
         regressors = _regressors(panel, len(times))
 
-        effect, tamed = _calendar(scaled, panel, design, regressors)
+        effect, tamed, freedom = _calendar(scaled, panel, design, regressors)
         ahead = panel.future_columns(horizon)
         seasonal = np.take_along_axis(effect, ahead, axis=1)
         settled = np.where(alive, tamed - effect[:, : panel.steps], 0.0)
@@ -202,7 +202,7 @@ def _design(times: Times, steps: int, frequency: Frequency, country: str) -> _De
     weekday = calendar.weekday(times)
     for day in range(7):
         on = weekday == day
-        add(on, WEEKDAY, rhythm=True)
+        add(on, WEEKDAY if frequency is Frequency.DAILY else WEEKDAY_OF_HOURS, rhythm=True)
         if frequency is Frequency.DAILY:
             for k in (1, 2):
                 for wave in (np.cos, np.sin):
@@ -248,8 +248,9 @@ def _groups(panel: Panel) -> Iterator[tuple[Index, int, int]]:
         yield members, int(first), int(last) + 1
 
 
-def _calendar(scaled: Array, panel: Panel, design: _Design, regressors: Array | None) -> tuple[Array, Array]:
-    """Calendar effect of each server at each step and ahead (servers, steps + horizon); values with outliers tamed."""
+def _calendar(scaled: Array, panel: Panel, design: _Design, regressors: Array | None) -> tuple[Array, Array, Array]:
+    """Calendar effect of each server at each step and ahead (servers, steps + horizon); the values with outliers tamed;
+    and the share of each server's history that the fit used up: trace of the hat matrix / steps (servers,)."""
     groups = list(_groups(panel))
     matrix, known = design.columns, ~design.trend
     grams = [matrix[start:stop].T @ matrix[start:stop] for _, start, stop in groups]
