@@ -24,21 +24,23 @@ import numpy as np
 
 from app.domain.panel import Array
 
-SHIFT_NOISE = 0.6
-"""Standard deviation, between windows, of the fleet's median score when the forecasts are honest."""
+SHIFT_NOISE = 2.0
+"""Standard deviation, between windows, of the fleet's median score in units of its spread: weather hits all at once."""
 SPREAD_NOISE = 0.3
 """The same, of the logarithm of the fleet's spread."""
-SKEW_NOISE = 0.5
+SKEW_NOISE = 1.0
 """The same, of the logarithm of upper or lower spread to the common spread."""
 SHAPE_NOISE = 0.4
 """The same, of the logarithm of the spread in one part of the horizon to that of all."""
-SERVER_NOISE = 0.4
+SERVER_NOISE = 0.8
 """The same, of the logarithm of one server's spread to the fleet's."""
 
 FLOOR = 0.05
 """Least spread of a forecast that is corrected, as a share of the seasonal-naive scale; a zero has no ratio."""
 PARTS = 4
 """Parts of the horizon whose spread is learnt apart, at least a week of steps each."""
+OUTLYING = 10.0
+"""Scores beyond so many medians count as that many in a server's scale."""
 LIMIT = 40.0
 """Scores are clipped here, so that one frozen sensor does not become infinite."""
 
@@ -54,9 +56,7 @@ def floored(quantiles: Array, levels: tuple[float, ...], scale: Array) -> Array:
     median = quantiles[..., [levels.index(0.5)]]
     least = FLOOR * np.nan_to_num(scale)[:, None, None] * z
     offset = quantiles - median
-    return median + np.where(
-        z < 0, np.minimum(offset, least), np.maximum(offset, least)
-    )
+    return median + np.where(z < 0, np.minimum(offset, least), np.maximum(offset, least))
 
 
 def scores(values: Array, quantiles: Array, levels: tuple[float, ...]) -> Array:
@@ -73,14 +73,10 @@ def scores(values: Array, quantiles: Array, levels: tuple[float, ...]) -> Array:
     slope = np.where(error < 0, below, above)
     with np.errstate(divide="ignore", invalid="ignore"):
         result = np.where(error == 0, 0.0, error / slope)
-        for k in range(len(levels) - 1):
-            if k == 0 and centre == 1 or k == len(levels) - 2 and centre == k:
-                continue  # the line from the median to the outermost level, already drawn
+        for k in _inner(levels):
             low, high = quantiles[..., k], quantiles[..., k + 1]
             inside = (values >= low) & (values <= high) & (high > low)
-            result = np.where(
-                inside, z[k] + (values - low) / (high - low) * (z[k + 1] - z[k]), result
-            )
+            result = np.where(inside, z[k] + (values - low) / (high - low) * (z[k + 1] - z[k]), result)
     result[~np.isfinite(result)] = np.nan
     return np.clip(result, -LIMIT, LIMIT)
 
@@ -93,15 +89,16 @@ def read(quantiles: Array, levels: tuple[float, ...], at: Array) -> Array:
     below = (quantiles[..., [0]] - median) / z[0]
     above = (quantiles[..., [-1]] - median) / z[-1]
     result = median + at * np.where(at < 0, below, above)
-    for k in range(len(levels) - 1):
-        if k == 0 and centre == 1 or k == len(levels) - 2 and centre == k:
-            continue
+    for k in _inner(levels):
         low, high = quantiles[..., [k]], quantiles[..., [k + 1]]
         inside = (at >= z[k]) & (at <= z[k + 1])
-        result = np.where(
-            inside, low + (at - z[k]) / (z[k + 1] - z[k]) * (high - low), result
-        )
+        result = np.where(inside, low + (at - z[k]) / (z[k + 1] - z[k]) * (high - low), result)
     return np.asarray(result)
+
+
+def _inner(levels: tuple[float, ...]) -> range:
+    """Segments [k, k + 1] that the lines from the median to the outermost levels do not already draw."""
+    return range(len(levels) - 1) if len(levels) > 3 else range(0)
 
 
 def reading_points(observed: Array, levels: tuple[float, ...]) -> Array:
@@ -119,7 +116,8 @@ def reading_points(observed: Array, levels: tuple[float, ...]) -> Array:
 
     own = _server_scale(observed, known)
     standard = observed / own[:, None]
-    shift = _shrunk(_quantile(standard, 0.5), SHIFT_NOISE, windows)
+    typical = _quantile(np.abs(standard), 0.8) / normal_scores_of((0.9,))[0]
+    shift = typical * _shrunk(_quantile(standard, 0.5) / _positive(typical), SHIFT_NOISE, windows)
     deviation = standard - shift
     size = np.abs(deviation)
 
@@ -130,12 +128,8 @@ def reading_points(observed: Array, levels: tuple[float, ...]) -> Array:
         inner = abs(2 * level - 1)
         both = np.log(_positive(_quantile(size, inner)) / abs(z[k]))
         side = np.log(_positive(_quantile(deviation, level) / z[k]))
-        pooled = _shrunk(both, SPREAD_NOISE, windows) + _shrunk(
-            side - both, SKEW_NOISE, windows
-        )
-        stretch[:, k] = np.exp(
-            pooled + _by_horizon(size, inner, both + np.log(abs(z[k])), windows)
-        )
+        pooled = _shrunk(both, SPREAD_NOISE, windows) + _shrunk(side - both, SKEW_NOISE, windows)
+        stretch[:, k] = np.exp(pooled + _by_horizon(size, inner, both + np.log(abs(z[k])), windows))
     points = own[:, None, None] * (shift + stretch * z)
     return np.sort(points, axis=-1)
 
@@ -163,9 +157,7 @@ def _quantile(values: Array, level: float) -> float:
 def _server_scale(observed: Array, known: Array) -> Array:
     """Each server's spread relative to the fleet's, shrunk to 1 as far as chance explains it: (servers,)."""
     count = known.sum(axis=(0, 2))
-    total = np.where(known, np.sqrt(np.abs(observed)), 0.0).sum(
-        axis=(0, 2)
-    )  # roots: one spike is not a scale
+    total = np.where(known, np.sqrt(np.abs(observed)), 0.0).sum(axis=(0, 2))  # roots: one spike is not a scale
     seen = (count > 0) & (total > 0)
     if seen.sum() < 2:
         return np.ones(len(count))

@@ -47,7 +47,7 @@ YEAR, HARMONICS = 1.0, 8
 """Prior deviation of the first yearly harmonic; the k-th has a k-th of it."""
 YEARS = ((300, 0), (500, 2), (720, 4))
 """Under so many days of history, only so many harmonics."""
-WEEKDAY, WEEKDAY_OF_HOURS, WEEKDAY_SEASON, HOUR = 2.0, 0.5, 0.1, 2.0
+WEEKDAY, WEEKDAY_OF_HOURS, WEEKDAY_SEASON, HOUR = 2.0, 0.25, 0.1, 2.0
 HOLIDAY, NEIGHBOUR, QUARTER, REGRESSOR = 1.0, 0.6, 0.1, 0.5
 OWN = 10.0
 """How many times stiffer a server's departure from the fleet's calendar is than the fleet's calendar itself."""
@@ -99,17 +99,17 @@ class Structural:
         design = _design(times, panel.steps, panel.frequency, panel.country)
         regressors = _regressors(panel, len(times))
 
-        effect, tamed, freedom = _calendar(scaled, panel, design, regressors)
-        ahead = panel.future_columns(horizon)
-        seasonal = np.take_along_axis(effect, ahead, axis=1)
-        settled = np.where(alive, tamed - effect[:, : panel.steps], 0.0)
-        actual = np.where(alive, scaled - effect[:, : panel.steps], np.nan)
+        effect, tamed, optimism = _calendar(scaled, alive, panel, design, regressors)
+        past, ahead = effect[:, : panel.steps], panel.future_columns(horizon)
+        settled = np.where(alive, tamed - past, 0.0)
+        actual = np.where(alive, scaled - past, 0.0)
+        season = _season_of_spread(np.where(alive, actual - _average(settled, alive, 16), 0.0), alive, panel, design)
 
-        season = _season_of_spread(np.where(alive, actual - settled + _departure(settled, alive), 0.0), panel, design)
         level, origins, expected = _level(settled, alive, panel, horizon)
         spread, shape = _errors(actual, season, origins, expected, panel, horizon)
-        spread = spread * np.take_along_axis(season, ahead, axis=1)
-        return StructuralPredictor(level + seasonal, spread, shape, scale)
+        spread *= optimism[:, None] * np.take_along_axis(season, ahead, axis=1)
+        centre = level + np.take_along_axis(effect, ahead, axis=1)
+        return StructuralPredictor(centre, spread, shape, scale)
 
 
 FORECASTER = Structural()
@@ -248,44 +248,50 @@ def _groups(panel: Panel) -> Iterator[tuple[Index, int, int]]:
         yield members, int(first), int(last) + 1
 
 
-def _calendar(scaled: Array, panel: Panel, design: _Design, regressors: Array | None) -> tuple[Array, Array, Array]:
-    """Calendar effect of each server at each step and ahead (servers, steps + horizon); the values with outliers tamed;
-    and the share of each server's history that the fit used up: trace of the hat matrix / steps (servers,)."""
-    groups = list(_groups(panel))
+def _calendar(
+    scaled: Array, alive: Mask, panel: Panel, design: _Design, regressors: Array | None
+) -> tuple[Array, Array, Array]:
+    """Calendar effect of each server at each step and ahead (servers, steps + horizon); the values with their
+    outliers pulled in (servers, steps); how many times larger an error is ahead than in the fit (servers,)."""
     matrix, known = design.columns, ~design.trend
-    grams = [matrix[start:stop].T @ matrix[start:stop] for _, start, stop in groups]
-    weights = np.array([len(members) for members, _, _ in groups]) / len(panel)
-    longest = max(stop - start for _, start, stop in groups)
-    loose = design.penalty(longest, panel.frequency)
-    fleet = cho_factor(sum(w * gram for w, gram in zip(weights, grams, strict=True)) + np.diag(loose))
+    shared = _fleet(matrix[: panel.steps], np.clip(scaled, -4.0, 4.0), alive, _longest_penalty(panel, design)) * known
+    shared_effect = matrix @ shared
     stiffness = np.where(design.trend, 1.0, OWN)
-    own = [
-        cho_factor(gram + np.diag(stiffness * design.penalty(stop - start, panel.frequency)))
-        for gram, (_, start, stop) in zip(grams, groups, strict=True)
-    ]
 
-    effect = np.zeros((len(panel), len(matrix)))
+    effect = np.empty((len(panel), len(matrix)))
     tamed = scaled.copy()
-    for _ in range(ROUNDS):
-        shared = cho_solve(fleet, matrix[: panel.steps].T @ tamed.mean(axis=0)) * known
-        shared_effect = matrix @ shared
-        for factor, (members, start, stop) in zip(own, groups, strict=True):
-            rows = matrix[start:stop]
+    optimism = np.empty(len(panel))
+    for members, start, stop in _groups(panel):
+        rows = matrix[start:stop]
+        gram = rows.T @ rows
+        factor = cho_factor(gram + np.diag(stiffness * design.penalty(stop - start, panel.frequency)))
+        used = np.trace(cho_solve(factor, gram)) / (stop - start)
+        optimism[members] = np.sqrt((1 + used) / max(1 - used, 0.2))
+        z = None if regressors is None else regressors[members]
+        values = scaled[members, start:stop]
+        for _ in range(ROUNDS):
             left = tamed[members, start:stop] - shared_effect[start:stop]
-            right = rows.T @ left.T
-            beta = cho_solve(factor, right)
-            extra = 0.0
-            if regressors is not None:
-                z = regressors[members]
+            beta = cho_solve(factor, rows.T @ left.T)
+            own_effect = 0.0
+            if z is not None:
                 beta, gamma = _with_regressors(rows, z[:, start:stop], left, factor, beta)
-                extra = np.einsum("ntk,nk->nt", z, gamma)
-            effect[members] = shared_effect + (matrix[:, known] @ beta[known]).T + extra
-            trend = (rows[:, design.trend] @ beta[design.trend]).T
-            fit = trend + effect[members, start:stop]
-            residual = scaled[members, start:stop] - fit
-            limit = HUBER * 1.4826 * np.median(np.abs(residual), axis=1, keepdims=True) + 1e-6
-            tamed[members, start:stop] = fit + np.clip(residual, -limit, limit)
-    return effect, tamed
+                own_effect = np.einsum("ntk,nk->nt", z, gamma)
+            effect[members] = shared_effect + (matrix[:, known] @ beta[known]).T + own_effect
+            fit = (rows[:, design.trend] @ beta[design.trend]).T + effect[members, start:stop]
+            limit = HUBER * 1.4826 * np.median(np.abs(values - fit), axis=1, keepdims=True) + 1e-6
+            tamed[members, start:stop] = fit + np.clip(values - fit, -limit, limit)
+    return effect, tamed, optimism
+
+
+def _fleet(columns: Array, values: Array, alive: Mask, penalty: Array) -> Array:
+    """Coefficients of the whole fleet's ridge regression, each value of each server one row: (K,)."""
+    share = alive.mean(axis=0)
+    gram = (columns * share[:, None]).T @ columns
+    return np.asarray(np.linalg.solve(gram + np.diag(penalty), columns.T @ np.where(alive, values, 0.0).mean(axis=0)))
+
+
+def _longest_penalty(panel: Panel, design: _Design) -> Array:
+    return design.penalty(int((panel.last - panel.first).max()) + 1, panel.frequency)
 
 
 def _with_regressors(
@@ -305,30 +311,20 @@ def _with_regressors(
     return alone - np.einsum("pnk,nk->pn", solved, gamma), gamma
 
 
-def _departure(settled: Array, alive: Mask) -> Array:
-    """Of each value from its own recent level."""
-    return settled - _average(settled, alive, 16)
-
-
-def _season_of_spread(residual: Array, panel: Panel, design: _Design) -> Array:
+def _season_of_spread(residual: Array, alive: Mask, panel: Panel, design: _Design) -> Array:
     """How the size of residuals follows the calendar, around 1: (servers, steps + horizon)."""
     columns = design.columns[:, design.rhythm]
     size = np.abs(residual)
-    count = (panel.last - panel.first + 1)[:, None]
-    size = size / np.maximum(size.sum(axis=1, keepdims=True) / count, 1e-9)
-    result = np.ones((len(panel), len(columns)))
-    groups = list(_groups(panel))
-    penalty = design.penalty(max(stop - start for _, start, stop in groups), panel.frequency)[design.rhythm]
-    penalty = np.maximum(penalty, 10.0)
-    grams = [columns[start:stop].T @ columns[start:stop] for _, start, stop in groups]
-    gram = sum(g * (len(members) / len(panel)) for g, (members, _, _) in zip(grams, groups, strict=True))
-    alive = (np.arange(panel.steps) >= panel.first[:, None]) & (np.arange(panel.steps) <= panel.last[:, None])
-    excess = np.where(alive, np.minimum(size, 5.0) - 1.0, 0.0)
-    shared = np.linalg.solve(gram + np.diag(penalty), columns[: panel.steps].T @ excess.mean(axis=0))
-    for own_gram, (members, start, stop) in zip(grams, groups, strict=True):
-        left = excess[members, start:stop] - columns[start:stop] @ shared
-        beta = np.linalg.solve(own_gram + np.diag(penalty * OWN), columns[start:stop].T @ left.T)
-        result[members] += columns @ shared + (columns @ beta).T
+    typical = np.maximum(size.sum(axis=1, keepdims=True) / alive.sum(axis=1, keepdims=True), 1e-9)
+    excess = np.where(alive, np.minimum(size / typical, 5.0) - 1.0, 0.0)
+    penalty = np.maximum(_longest_penalty(panel, design)[design.rhythm], 10.0)
+    shared = _fleet(columns[: panel.steps], excess, alive, penalty)
+    result = np.empty((len(panel), len(columns)))
+    for members, start, stop in _groups(panel):
+        rows = columns[start:stop]
+        left = excess[members, start:stop] - rows @ shared
+        own = np.linalg.solve(rows.T @ rows + np.diag(OWN * penalty), rows.T @ left.T)
+        result[members] = 1.0 + columns @ shared + (columns @ own).T
     return np.clip(result, 0.4, 2.5)
 
 
@@ -346,7 +342,8 @@ def _level(settled: Array, alive: Mask, panel: Panel, horizon: int) -> tuple[Arr
     long = np.cumsum(settled, axis=1) / np.maximum(np.cumsum(alive, axis=1), 1)
     features = np.stack([_average(settled, alive, half_life) - long for half_life in MEMORIES], axis=-1)
     sums = np.concatenate([np.zeros((len(panel), 1)), np.cumsum(settled, axis=1)], axis=1)
-    noise = np.maximum(np.sqrt((_departure(settled, alive) ** 2).sum(axis=1) / alive.sum(axis=1)), 1e-6)[:, None]
+    departure = np.where(alive, settled - _average(settled, alive, 16), 0.0)
+    noise = np.maximum(np.sqrt((departure**2).sum(axis=1) / alive.sum(axis=1)), 1e-6)[:, None]
 
     servers = np.arange(len(panel))[:, None]
     length = panel.last - panel.first + 1
