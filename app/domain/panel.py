@@ -42,6 +42,10 @@ class Frequency(StrEnum):
     def per_day(self) -> int:
         return 1 if self is Frequency.DAILY else 24
 
+    def show(self, time: np.datetime64) -> str:
+        """`2023-01-01` for daily data, else `2023-01-01T05:00:00Z`."""
+        return str(time.astype("datetime64[D]")) if self is Frequency.DAILY else f"{time.astype('datetime64[s]')}Z"
+
 
 @dataclass(frozen=True)
 class Panel:

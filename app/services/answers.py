@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from app.domain import quantiles
 from app.domain.forecast import Forecast, ForecastStatus, rank
-from app.domain.panel import Times
+from app.domain.panel import Frequency, Times
 from app.domain.run import Run, RunStatus
 from app.errors import Complaint, ForecastNotReady, Invalid, NoResults
 from app.services.forecasts import Forecasts
@@ -23,6 +23,9 @@ BATCH = 500
 """Servers read at a time when all of them are wanted."""
 
 NOMINAL_COVERAGE = 0.8
+
+_BEHIND = "\x01"
+"""A server id with this behind it sorts before every later id: PostgreSQL's text has no smaller character."""
 
 Position = tuple[str, int, int]
 """Where a page ended: server, position of the run, number of the step."""
@@ -42,7 +45,7 @@ class Selection:
 class QuantileRow:
     server_id: str
     model: str
-    time: np.datetime64
+    timestamp: str
     values: tuple[float, ...]
     position: Position
 
@@ -97,12 +100,13 @@ class Answers:
                         if after is not None and position <= after:
                             continue
                         values = tuple(float(str(value)) for value in matrix.values[place, step])
-                        rows.append(QuantileRow(server_id, run.model, times[place, step], values, position))
+                        shown = found[0].frequency.show(times[place, step])
+                        rows.append(QuantileRow(server_id, run.model, shown, values, position))
                         if len(rows) == limit:
                             return rows
             if len(found[0]) < servers:
                 return rows
-            first = found[0].server_ids[-1] + "\0"
+            first = found[0].server_ids[-1] + _BEHIND
 
     async def tables(self, forecast: Forecast, runs: Sequence[Run], selection: Selection) -> AsyncIterator[pa.Table]:
         """The whole selection as Arrow tables (server_id, model, timestamp, p…), some servers at a time."""
@@ -111,7 +115,7 @@ class Answers:
             yield _table(runs, found, selection)
             if len(found[0]) < BATCH:
                 return
-            first = found[0].server_ids[-1] + "\0"
+            first = found[0].server_ids[-1] + _BEHIND
 
     async def comparison(self, forecast_id: UUID) -> tuple[Forecast, list[Run]]:
         """The succeeded runs, best first. Raises ForecastNotReady before the end, NoResults when there are none."""
@@ -123,9 +127,9 @@ class Answers:
             raise NoResults("No run succeeded, so there is nothing to compare; see the runs' errors.")
         return forecast, ranked
 
-    async def comparison_by_server(self, runs: Sequence[Run], first: str, limit: int) -> list[ServerScores]:
-        """Each server's figures per model, servers from `first` on."""
-        found = await self._aligned(runs, first, Selection(), limit)
+    async def comparison_by_server(self, runs: Sequence[Run], after: str | None, limit: int) -> list[ServerScores]:
+        """Each server's figures per model, from the server behind `after` on."""
+        found = await self._aligned(runs, "" if after is None else after + _BEHIND, Selection(), limit)
         if not found:
             return []
 
@@ -180,7 +184,7 @@ def _table(runs: Sequence[Run], found: Sequence[ResultMatrix], selection: Select
     values = np.stack([matrix.values for matrix in found], axis=1).reshape(-1, levels)[inside]
     server = np.repeat(np.arange(servers, dtype=np.int32), len(runs) * horizon)[inside]
     model = np.tile(np.repeat(np.arange(len(runs), dtype=np.int32), horizon), servers)[inside]
-    daily = found[0].step == np.timedelta64(86_400, "s")
+    daily = found[0].frequency is Frequency.DAILY
     stamps = times.ravel()[inside]
     return pa.table(
         {

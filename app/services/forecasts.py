@@ -39,6 +39,9 @@ TWIN_PATIENCE = 5.0
 WATCH = 0.5
 """Seconds between two looks of someone who follows a forecast."""
 
+SILENCE = 15.0
+"""Seconds after which someone who follows hears that nothing has changed."""
+
 CANVAS = "canvas"
 
 SECONDS = {
@@ -86,6 +89,10 @@ class Estimate:
 class Submitted:
     forecast: Forecast
     replayed: bool
+
+
+Change = tuple[str, int, Forecast | Run]
+"""`run`, `forecast` or `end`, its revision, and the present state."""
 
 
 class Forecasts:
@@ -152,12 +159,13 @@ class Forecasts:
         forecast = await self.get(forecast_id)
         raise Conflict(f"The forecast is {forecast.status}. Cancel it before you delete it.")
 
-    async def follow(self, forecast_id: UUID, after: int | None) -> AsyncIterator[tuple[str, int, Forecast | Run]]:
-        """Each change as (`run` or `forecast` or `end`, revision, its present state), in order of the revisions.
+    async def follow(self, forecast_id: UUID, after: int | None) -> AsyncIterator[Change | None]:
+        """Each change in order of the revisions, None in a long silence, and an `end` once the forecast has ended.
 
-        `after` resumes behind that revision. Ends with `end` once the forecast has.
+        `after` resumes behind that revision.
         """
         seen = -1 if after is None else after
+        quiet = 0.0
         while True:
             forecast = await self.get(forecast_id)
             changed: list[tuple[int, str, Forecast | Run]] = [
@@ -166,12 +174,16 @@ class Forecasts:
             if forecast.revision > seen:
                 changed.append((forecast.revision, "forecast", forecast))
             for revision, kind, state in sorted(changed, key=lambda change: change[0]):
-                seen = revision
+                seen, quiet = revision, 0.0
                 yield kind, revision, state
             if forecast.is_terminal:
                 yield "end", seen, forecast
                 return
             await asyncio.sleep(WATCH)
+            quiet += WATCH
+            if quiet >= SILENCE:
+                quiet = 0.0
+                yield None
 
     async def _got(self, connection: Connection, forecast_id: UUID) -> Forecast:
         forecast = await stored.get(connection, forecast_id)

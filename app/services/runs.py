@@ -23,7 +23,7 @@ import numpy as np
 from app import forecasters
 from app.compute import ChildDied, Compute, TooSlow
 from app.domain.forecast import Forecast
-from app.domain.panel import MIN_VALUES
+from app.domain.panel import MIN_VALUES, Frequency
 from app.domain.run import Claim, RunError, RunStatus
 from app.errors import Fatal
 from app.services.fitting import Case, Fitted, Judged, Part, Piece, Source, fit, judge_run
@@ -66,7 +66,7 @@ class _Plan:
     source: Source
     servers: tuple[str, ...]
     windows: int
-    frequency_step: np.timedelta64
+    frequency: Frequency
     folder: Path
 
 
@@ -219,7 +219,7 @@ class Runs:
             source=Source(str(await self._store.local(dataset.location)), request.metric, self._policy.country),
             servers=tuple(server.server_id for server in eligible),
             windows=min(windows, request.backtest_windows + forecaster.earlier_windows),
-            frequency_step=dataset.contents.frequency.step,
+            frequency=dataset.contents.frequency,
             folder=folder,
         )
 
@@ -275,7 +275,7 @@ class Runs:
         found = ResultMatrix(
             server_ids=plan.servers,
             as_of=judged.as_of,
-            step=plan.frequency_step,
+            frequency=plan.frequency,
             levels=plan.forecast.request.levels,
             values=judged.values,
             fallback=judged.fallback,

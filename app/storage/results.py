@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.panel import Times
+from app.domain.panel import Frequency, Times
 from app.domain.paths import Template
 from app.domain.quantiles import BASE
 from app.storage.database import Database
@@ -42,7 +42,7 @@ class ResultMatrix:
 
     server_ids: tuple[str, ...]
     as_of: Times
-    step: np.timedelta64
+    frequency: Frequency
     levels: tuple[float, ...]
     values: Reals
     fallback: tuple[str | None, ...]
@@ -53,7 +53,7 @@ class ResultMatrix:
 
     def times(self) -> Times:
         """datetime64[s] (servers, horizon)."""
-        return self.as_of[:, None] + (1 + np.arange(self.values.shape[1])) * self.step
+        return self.as_of[:, None] + (1 + np.arange(self.values.shape[1])) * self.frequency.step
 
 
 async def write(connection: AsyncConnection, run_id: UUID, found: ResultMatrix) -> None:
@@ -147,7 +147,7 @@ def _decoded(rows: Sequence[sa.Row[Any]], levels: tuple[float, ...]) -> ResultMa
     return ResultMatrix(
         server_ids=tuple(row.server_id for row in rows),
         as_of=np.array([row.as_of.replace(tzinfo=None) for row in rows], "datetime64[s]"),
-        step=np.timedelta64(int(rows[0].step / timedelta(seconds=1)), "s"),
+        frequency=Frequency.DAILY if rows[0].step == timedelta(days=1) else Frequency.HOURLY,
         levels=levels,
         values=values,
         fallback=tuple(row.fallback for row in rows),
@@ -160,7 +160,7 @@ def _encoded(run_id: UUID, found: ResultMatrix, block: int = 1_000) -> Iterator[
     yield b"PGCOPY\n\xff\r\n\x00" + bytes(8)
     further = [index for index, level in enumerate(found.levels) if level not in BASE]
     head = _int16(len(_COLUMNS)) + _field(run_id.bytes)
-    step = _field(_interval(found.step))
+    step = _field(_interval(found.frequency.step))
     for start in range(0, len(found), block):
         rows = slice(start, start + block)
         values = found.values[rows]

@@ -1,0 +1,106 @@
+"""Whole selections as files: CSV, Parquet or an Arrow stream, sent as they are made."""
+
+import io
+from collections.abc import AsyncIterator
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+from fastapi.responses import StreamingResponse
+
+from app.errors import NoResults
+
+Form = Literal["text/csv", "application/vnd.apache.parquet", "application/vnd.apache.arrow.stream"]
+FORMATS: dict[Form, str] = {
+    "text/csv": "csv",
+    "application/vnd.apache.parquet": "parquet",
+    "application/vnd.apache.arrow.stream": "arrows",
+}
+_FORMULA = r"^[=+\-@\t\r\x00]"
+
+
+def wanted(accept: str) -> Form | None:
+    """The file form that an Accept header asks for first; None for JSON."""
+    for part in accept.split(","):
+        media_type = part.partition(";")[0].strip().lower()
+        if media_type in ("application/json", "*/*", "application/*"):
+            return None
+        for form in FORMATS:
+            if media_type == form:
+                return form
+    return None
+
+
+async def stream(tables: AsyncIterator[pa.Table], form: Form, name: str, *, raw: bool) -> StreamingResponse:
+    """The tables as one file. Raises NoResults when there is nothing, before the first byte is sent."""
+    first = await anext(tables, None)
+    if first is None:
+        raise NoResults("Nothing in this forecast matches the selection.")
+    return StreamingResponse(
+        _encoded(first, tables, form, raw=raw),
+        media_type=form,
+        headers={"Content-Disposition": f'attachment; filename="{name}.{FORMATS[form]}"'},
+    )
+
+
+async def _encoded(first: pa.Table, rest: AsyncIterator[pa.Table], form: Form, *, raw: bool) -> AsyncIterator[bytes]:
+    sink = _Sink()
+
+    def shape(table: pa.Table) -> pa.Table:
+        return table if form != "text/csv" else _for_csv(table, raw=raw)
+
+    with _writer(sink, shape(first).schema, form) as writer:
+        writer.write_table(shape(first))
+        yield sink.taken()
+        async for table in rest:
+            writer.write_table(shape(table))
+            yield sink.taken()
+    yield sink.taken()
+
+
+def _writer(
+    sink: "_Sink", schema: pa.Schema, form: Form
+) -> pyarrow.csv.CSVWriter | pyarrow.parquet.ParquetWriter | pa.RecordBatchStreamWriter:
+    match form:
+        case "text/csv":
+            return pyarrow.csv.CSVWriter(sink, schema)
+        case "application/vnd.apache.parquet":
+            return pyarrow.parquet.ParquetWriter(sink, schema, compression="zstd")
+        case "application/vnd.apache.arrow.stream":
+            return pa.ipc.new_stream(sink, schema)
+
+
+def _for_csv(table: pa.Table, *, raw: bool) -> pa.Table:
+    """Times as ISO 8601 with a Z, and text that a spreadsheet would run as a formula quoted with an apostrophe."""
+    columns = {}
+    for name in table.column_names:
+        column = table.column(name)
+        if pa.types.is_timestamp(column.type):
+            column = pc.strftime(column, format="%Y-%m-%dT%H:%M:%SZ")
+        elif pa.types.is_string(column.type) and not raw:
+            column = pc.if_else(
+                pc.match_substring_regex(column, _FORMULA), pc.binary_join_element_wise("'", column, ""), column
+            )
+        columns[name] = column
+    return pa.table(columns)
+
+
+class _Sink(io.RawIOBase):
+    """Keeps what was written until it is taken."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        part = bytes(data)  # type: ignore[call-overload]
+        self._parts.append(part)
+        return len(part)
+
+    def taken(self) -> bytes:
+        parts, self._parts = self._parts, []
+        return b"".join(parts)

@@ -1,0 +1,336 @@
+"""Forecasts over HTTP: submit, look, follow, cancel, delete, and read what came out."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime
+from typing import Annotated, Literal
+from uuid import UUID
+
+import numpy as np
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.responses import JSONResponse
+
+from app.api.auth import Reader, Writer, scope
+from app.api.exports import FORMATS, stream, wanted
+from app.api.forecast_models import (
+    Comparison,
+    ComparisonByServer,
+    EstimateState,
+    ForecastBody,
+    ForecastState,
+    ModelScores,
+    QuantilePage,
+    RunState,
+    ServerComparison,
+    ServerModelScores,
+)
+from app.api.pages import Page, PagingParameters
+from app.api.problems import problems
+from app.api.wired import Services
+from app.domain import quantiles
+from app.domain.forecast import Forecast
+from app.domain.keys import Principal, Scope
+from app.domain.run import Run
+from app.errors import (
+    AwsUnavailable,
+    BadRequest,
+    BudgetExceeded,
+    Conflict,
+    ForecastNotReady,
+    IdempotencyKeyRequired,
+    IdempotencyMismatch,
+    InFlight,
+    NoResults,
+    NotFound,
+    QueueFull,
+    WorkLimit,
+)
+from app.services.answers import NOMINAL_COVERAGE, Position, Selection
+
+router = APIRouter(prefix="/forecasts", tags=["forecasts"])
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        description="At most 255 visible characters; the same key and body make one forecast. Required for `canvas`.",
+        examples=["monthly-review-2023-01"],
+    ),
+]
+SSE = "text/event-stream"
+
+
+@router.post(
+    "",
+    status_code=202,
+    summary="Submit a forecast",
+    responses=problems(
+        BadRequest,
+        IdempotencyKeyRequired,
+        BudgetExceeded,
+        NotFound,
+        InFlight,
+        IdempotencyMismatch,
+        WorkLimit,
+        QueueFull,
+        AwsUnavailable,
+    ),
+)
+async def submit(
+    body: ForecastBody, response: Response, services: Services, caller: Writer, idempotency_key: IdempotencyKey = None
+) -> ForecastState:
+    """Accept a forecast and queue one run per model. Follow it at `Location` until its status is final."""
+    _paid(body, caller, idempotency_key)
+    made = await services.forecasts.submit(
+        body.request(services.settings.max_cost_usd), caller.key_id, _visible(idempotency_key)
+    )
+    response.headers["Location"] = f"/forecasts/{made.forecast.id}"
+    response.headers["Retry-After"] = "2"
+    if made.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return ForecastState.of(made.forecast)
+
+
+@router.post("/estimate", summary="Estimate a forecast", responses=problems(NotFound, WorkLimit))
+async def estimate(body: ForecastBody, services: Services, caller: Reader) -> EstimateState:
+    """What a forecast would do: its runs, its servers, its cost. Needs no Idempotency-Key and starts nothing."""
+    return EstimateState.of(await services.forecasts.estimate(body.request(services.settings.max_cost_usd)))
+
+
+@router.get("", dependencies=[scope("read")], summary="List forecasts")
+async def listed(
+    services: Services,
+    paging: PagingParameters,
+    status: Annotated[
+        Literal["queued", "running", "succeeded", "failed", "cancelled"] | None,
+        Query(description="Only forecasts in this status."),
+    ] = None,
+) -> Page[ForecastState]:
+    """Newest first."""
+    found = await services.forecasts.newest(status, paging.after(tuple[datetime, UUID]), paging.limit + 1)
+    return paging.page([ForecastState.of(one) for one in found], [(one.created_at, one.id) for one in found])
+
+
+@router.get("/{forecast_id}", dependencies=[scope("read")], summary="Show a forecast", responses=problems(NotFound))
+async def show(forecast_id: UUID, services: Services) -> ForecastState:
+    """Its status, its runs with their progress, its cost, and what was asked for."""
+    return ForecastState.of(await services.forecasts.get(forecast_id))
+
+
+@router.post(
+    "/{forecast_id}/cancel",
+    dependencies=[scope("write")],
+    status_code=202,
+    summary="Cancel a forecast",
+    responses=problems(NotFound, Conflict),
+)
+async def cancel(forecast_id: UUID, services: Services) -> ForecastState:
+    """Stop the runs that have not ended; results of those that have are kept."""
+    return ForecastState.of(await services.forecasts.cancel(forecast_id))
+
+
+@router.delete(
+    "/{forecast_id}",
+    dependencies=[scope("write")],
+    status_code=204,
+    summary="Delete a forecast",
+    responses=problems(NotFound, Conflict),
+)
+async def delete(forecast_id: UUID, services: Services) -> None:
+    """A forecast that has ended, with its runs and results."""
+    await services.forecasts.delete(forecast_id)
+
+
+@router.get(
+    "/{forecast_id}/events",
+    dependencies=[scope("read")],
+    summary="Follow a forecast",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "Events `run`, `forecast` and at last `end`, their data as in the GET; a comment every 15 s.",
+            "content": {
+                SSE: {"schema": {"type": "string"}, "example": 'event: run\nid: 7\ndata: {"model": "auto"}\n\n'}
+            },
+        },
+        204: {"description": "The forecast has ended and everything was sent before."},
+        **problems(NotFound),
+    },
+)
+async def events(
+    forecast_id: UUID,
+    services: Services,
+    last_event_id: Annotated[int | None, Header(description="Resume behind this event.", examples=[7])] = None,
+) -> Response:
+    """Server-sent events, for pages and scripts that would rather not poll."""
+    forecast = await services.forecasts.get(forecast_id)
+    newest = max([forecast.revision, *(run.revision for run in forecast.runs)])
+    if forecast.is_terminal and last_event_id is not None and last_event_id >= newest:
+        return Response(status_code=204)
+    changes = services.forecasts.follow(forecast_id, last_event_id)
+    return StreamingResponse(_sent(changes), media_type=SSE, headers={"Cache-Control": "no-store"})
+
+
+@router.get(
+    "/{forecast_id}/quantiles",
+    dependencies=[scope("read")],
+    summary="Read the quantiles",
+    response_model=QuantilePage,
+    responses={
+        200: {
+            "description": "A page of rows; with another `Accept`, the whole selection in that form, streamed.",
+            "content": {media_type: {} for media_type in FORMATS},
+        },
+        **problems(NotFound, ForecastNotReady, NoResults),
+    },
+)
+async def read_quantiles(
+    forecast_id: UUID,
+    request: Request,
+    services: Services,
+    paging: PagingParameters,
+    server_id: Annotated[list[str] | None, Query(description="Only these servers; repeats.")] = None,
+    model: Annotated[list[str] | None, Query(description="Of these models; repeats. The best one by default.")] = None,
+    start: Annotated[
+        date | datetime | None, Query(description="First time, inclusive.", examples=["2023-01-01"])
+    ] = None,
+    end: Annotated[date | datetime | None, Query(description="Last time, inclusive.", examples=["2023-03-31"])] = None,
+    raw: Annotated[bool, Query(description="CSV: leave text that a spreadsheet takes for a formula as it is.")] = False,
+) -> Response:
+    """Quantile forecasts by server, model and time. `Accept` picks JSON pages, or CSV, Parquet or Arrow whole."""
+    selection = Selection(
+        models=tuple(model or ()),
+        server_ids=tuple(server_id or ()),
+        start=_bound(start, last=False),
+        end=_bound(end, last=True),
+    )
+    forecast, runs = await services.answers.chosen(forecast_id, selection)
+    form = wanted(request.headers.get("accept", ""))
+    if form is not None:
+        tables = services.answers.tables(forecast, runs, selection)
+        return await stream(tables, form, f"forecast-{forecast_id}", raw=raw)
+    return await _quantile_page(services, forecast, runs, selection, paging)
+
+
+@router.get(
+    "/{forecast_id}/comparison",
+    dependencies=[scope("read")],
+    summary="Compare the models",
+    responses=problems(NotFound, ForecastNotReady, NoResults),
+)
+async def comparison(
+    forecast_id: UUID,
+    services: Services,
+    paging: PagingParameters,
+    by: Annotated[Literal["server_id"] | None, Query(description="Per server instead of pooled.")] = None,
+) -> Comparison | ComparisonByServer:
+    """All models on the same windows by the same definitions, best first."""
+    forecast, ranked = await services.answers.comparison(forecast_id)
+    windows = _scored_windows(forecast, ranked)
+    if by is None:
+        return Comparison(
+            windows=windows,
+            horizon=forecast.request.horizon,
+            models=[_scores(run, place) for place, run in enumerate(ranked, 1)],
+            best_model=forecast.best_model,  # type: ignore[arg-type]
+        )
+    after = paging.after(tuple[str])
+    rows = await services.answers.comparison_by_server(ranked, after[0] if after else None, paging.limit + 1)
+    return ComparisonByServer(
+        windows=windows,
+        horizon=forecast.request.horizon,
+        best_model=forecast.best_model,  # type: ignore[arg-type]
+        items=[
+            ServerComparison(
+                server_id=row.server_id,
+                models=[ServerModelScores(model=model, **figures) for model, figures in row.models.items()],  # type: ignore[arg-type]
+            )
+            for row in rows[: paging.limit]
+        ],
+        next_cursor=paging.next_cursor([rows[paging.limit - 1].server_id] if len(rows) > paging.limit else None),
+    )
+
+
+def _paid(body: ForecastBody, caller: Principal, key: str | None) -> None:
+    """A paid run has an owner who may pay, and a key that keeps it from being paid twice."""
+    if "canvas" not in body.models:
+        return
+    caller.require(Scope.PAID)
+    if key is None:
+        raise IdempotencyKeyRequired(
+            "`canvas` costs money: send an Idempotency-Key, so that a repeat isn't paid again."
+        )
+
+
+def _visible(key: str | None) -> str | None:
+    if key is not None and not (1 <= len(key) <= 255 and all("!" <= character <= "~" for character in key)):
+        raise BadRequest("An Idempotency-Key is 1 to 255 visible ASCII characters.")
+    return key
+
+
+def _bound(time: date | datetime | None, *, last: bool) -> np.datetime64 | None:
+    """An inclusive bound: a naive time is UTC, and a bare date as the end means all of that day."""
+    if time is None:
+        return None
+    if not isinstance(time, datetime):
+        day = np.datetime64(time, "s")
+        return day + np.timedelta64(86_399, "s") if last else day
+    return np.datetime64((time.astimezone(UTC) if time.tzinfo else time).replace(tzinfo=None), "s")
+
+
+async def _quantile_page(
+    services: Services, forecast: Forecast, runs: tuple[Run, ...], selection: Selection, paging: PagingParameters
+) -> JSONResponse:
+    rows = await services.answers.page(forecast, runs, selection, paging.after(Position), paging.limit + 1)
+    names = [quantiles.name(level) for level in forecast.request.levels]
+    shown = rows[: paging.limit]
+    return JSONResponse(
+        {
+            "forecast_id": str(forecast.id),
+            "metric": forecast.request.metric,
+            "quantiles": list(forecast.request.levels),
+            "items": [
+                {
+                    "server_id": row.server_id,
+                    "model": row.model,
+                    "timestamp": row.timestamp,
+                    **dict(zip(names, row.values, strict=True)),
+                }
+                for row in shown
+            ],
+            "next_cursor": paging.next_cursor(shown[-1].position if len(rows) > paging.limit else None),
+        }
+    )
+
+
+def _scored_windows(forecast: Forecast, ranked: list[Run]) -> int:
+    """Windows that were really scored: a short history has fewer than were asked for."""
+    made = [int(str(run.report["windows"])) for run in ranked if run.report and run.scores]
+    return min(forecast.request.backtest_windows, max(made, default=0))
+
+
+def _scores(run: Run, place: int) -> ModelScores:
+    figures = run.scores or {}
+    return ModelScores(
+        model=run.model,  # type: ignore[arg-type]
+        rank=place if figures.get("wql") is not None else None,
+        smape=figures.get("smape"),
+        mase=figures.get("mase"),
+        mae=figures.get("mae"),
+        rmse=figures.get("rmse"),
+        wql=figures.get("wql"),
+        coverage=figures.get("coverage"),
+        nominal_coverage=NOMINAL_COVERAGE,
+        servers=run.servers,
+        seconds=run.seconds,
+        cost_usd=run.actual_microusd / 1e6,
+    )
+
+
+async def _sent(changes: AsyncIterator[tuple[str, int, Forecast | Run] | None]) -> AsyncIterator[str]:
+    async for change in changes:
+        if change is None:
+            yield ": still here\n\n"
+            continue
+        kind, revision, state = change
+        shown = RunState.of(state) if isinstance(state, Run) else ForecastState.of(state)
+        yield f"event: {kind}\nid: {revision}\ndata: {shown.model_dump_json()}\n\n"

@@ -1,0 +1,203 @@
+"""Headroom as one foreground tree: embedded PostgreSQL (unless told of another), API and worker, and the demo on it.
+
+    headroom run ─┬─ PostgreSQL   in a session of its own
+                  ├─ serve        started again when it dies
+                  └─ worker       started again when it dies
+
+Ctrl-C or SIGTERM reaches this process only; it stops the children in order. Should it be killed outright, the
+kernel tells the children.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import httpx
+
+from app import client
+from app.domain import fleet
+from app.errors import CannotStart
+from app.settings import Settings
+from app.storage.datadir import DataDirLock
+from app.storage.embedded import EmbeddedPostgres
+from app.storage.migrate import upgrade
+
+TICK = 0.25
+START_SECONDS = 60.0
+STOP_SECONDS = 15.0
+DEMO = {"metric": "cpu_p95", "horizon": 90, "models": ["auto", "prophet", "gradient_boosting", "seasonal_naive"]}
+_PR_SET_PDEATHSIG = 1
+
+
+class Stop(Exception):
+    """Somebody asked us to end."""
+
+
+def run(settings: Settings) -> int:
+    """The service, until Ctrl-C or SIGTERM."""
+    with _service(settings, sys.stderr) as tree:
+        print(f"Headroom is up: {tree.url}   API docs: {tree.url}/docs   Ctrl-C stops it.", flush=True)
+        tree.watch(lambda: False)
+    return 0
+
+
+def demo(settings: Settings, *, stay: bool) -> int:
+    """The main job over HTTP: a fleet, an upload, a forecast, its comparison, the servers at risk."""
+    log = tempfile.NamedTemporaryFile("w", prefix="headroom-demo-", suffix=".log", delete=False)  # noqa: SIM115
+    with log, _service(settings, log) as tree:
+        client.console.print(f"Headroom is up at {tree.url} (its log: {log.name})")
+        with client.connect(client.Address(url=tree.url)) as headroom:
+            _main_job(headroom)
+        client.console.print(
+            f"\nPages:     {tree.url}/\nAPI docs:  {tree.url}/docs\nOpenAPI:   {tree.url}/openapi.json"
+        )
+        if stay:
+            client.console.print("Ctrl-C stops it.")
+            tree.watch(lambda: False)
+    return 0
+
+
+def _main_job(headroom: client.Client) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "reference-fleet.parquet"
+        fleet.write(fleet.generate(120, date(2022, 12, 31), date(2025, 12, 31), 42), file)
+        dataset = headroom.add_dataset(file)
+    client.console.print(
+        f"Uploaded the reference fleet: {dataset['servers']} servers, {dataset['rows']:,} rows, "
+        f"{dataset['start']} to {dataset['end']}, metrics {', '.join(dataset['metrics'])}"
+    )
+    made = headroom.submit({"dataset_id": dataset["id"], "name": "demo", **DEMO})
+    ended = client.watch(headroom, made["id"])
+    if ended["status"] != "succeeded":
+        raise client.Refused(f"The forecast {ended['status']}: {'; '.join(ended['warnings'])}")
+    for warning in ended["warnings"]:
+        client.console.print(f"Note: {warning}")
+    client.show_comparison(headroom.ask("GET", f"/forecasts/{made['id']}/comparison"))
+    client.show_risk(headroom.ask("GET", "/risk/servers", params={"forecast_id": made["id"], "limit": 15}))
+
+
+class _Tree:
+    def __init__(self, settings: Settings, database: EmbeddedPostgres | None, url: str, log: IO[str]) -> None:
+        self.url = f"http://{settings.host}:{settings.port}"
+        self._database = database
+        self._environment = {
+            **os.environ,
+            "DATABASE_URL": url,
+            "HEADROOM_DATA_DIR": str(settings.data_dir),
+            "HEADROOM_PORT": str(settings.port),
+            "HEADROOM_HOST": settings.host,
+        }
+        self._log = log
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Both children, and the API answering. Raises CannotStart when it does not come up."""
+        for name in ("serve", "worker"):
+            self._spawn(name)
+        deadline = time.monotonic() + START_SECONDS
+        while not _answers(self.url):
+            if self._children["serve"].poll() is not None or time.monotonic() > deadline:
+                raise CannotStart("The API did not start; its log says why.")
+            time.sleep(TICK)
+
+    def watch(self, done: Callable[[], bool]) -> None:
+        """Keep everything up. Ends by Stop, or when `done`."""
+        while not done():
+            time.sleep(TICK)
+            if self._database is not None:
+                self._database.ensure()
+            for name, child in list(self._children.items()):
+                if child.poll() is not None:
+                    print(f"headroom: {name} ended with {child.returncode}; starting it again", file=self._log)
+                    time.sleep(1)
+                    self._spawn(name)
+
+    def stop(self) -> None:
+        for child in self._children.values():
+            child.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        for child in self._children.values():
+            try:
+                child.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+    def _spawn(self, name: str) -> None:
+        self._children[name] = subprocess.Popen(
+            [sys.executable, "-m", "app", name],
+            env=self._environment,
+            stderr=self._log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
+
+
+@contextmanager
+def _service(settings: Settings, log: IO[str]) -> Iterator[_Tree]:
+    """The tree, up; stopped at the end of the block, which Ctrl-C and SIGTERM end early and quietly."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _asked_to_stop)
+    _port_is_free(settings)
+    try:
+        with DataDirLock(settings.data_dir):
+            if settings.database_url is not None:
+                yield from _up(settings, None, settings.database_url, log)
+            else:
+                with EmbeddedPostgres(settings.data_dir) as database:
+                    yield from _up(settings, database, database.url, log)
+    except Stop:
+        pass
+
+
+def _up(settings: Settings, database: EmbeddedPostgres | None, url: str, log: IO[str]) -> Iterator[_Tree]:
+    upgrade(url)
+    tree = _Tree(settings, database, url, log)
+    try:
+        tree.start()
+        yield tree
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        tree.stop()
+
+
+def _asked_to_stop(_number: int, _frame: FrameType | None) -> None:
+    raise Stop
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _port_is_free(settings: Settings) -> None:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise CannotStart(
+                f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. "
+                "Choose another port with HEADROOM_PORT."
+            ) from error
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,82 @@
+"""The worker: Procrastinate hands it ticks, it carries runs; a reconciler re-defers what nobody ticked.
+
+On SIGTERM or Ctrl-C it takes no more, hands back what it has, and ends within seconds.
+"""
+
+import asyncio
+import logging
+import signal
+from uuid import UUID
+
+from procrastinate import App, exceptions
+from procrastinate.jobs import DeleteJobCondition, Status
+from procrastinate.worker import Worker
+
+from app.services.runs import Runs
+from app.settings import Settings
+from app.storage.queue import TICK
+from app.wiring import assemble
+
+log = logging.getLogger(__name__)
+
+GRACE = 2.0
+"""Seconds that runs have to end by themselves once the worker stops; then they are handed back."""
+
+RUNS_AT_ONCE = 8
+"""Runs carried side by side; their pieces share the child processes."""
+
+
+async def work(settings: Settings) -> None:
+    """Carry runs until told to stop. A database that goes away is waited for."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with assemble(settings) as services:
+        app = services.queue.app
+
+        @app.task(name=TICK)
+        async def tick(run_id: str) -> None:
+            await services.runs.tick(UUID(run_id))
+
+        reconciling = asyncio.create_task(_reconcile(app, services.runs, settings.lease_seconds / 3))
+        try:
+            while not stopping.is_set():
+                await _carry(app, stopping)
+        finally:
+            reconciling.cancel()
+
+
+async def _carry(app: App, stopping: asyncio.Event) -> None:
+    """One life of a Procrastinate worker; it ends when we stop, or when its connections do."""
+    try:
+        async with app.open_async():
+            worker = Worker(
+                app,
+                concurrency=RUNS_AT_ONCE,
+                shutdown_graceful_timeout=GRACE,
+                delete_jobs=DeleteJobCondition.ALWAYS,
+                install_signal_handlers=False,
+            )
+            running = asyncio.create_task(worker.run())
+            told = asyncio.create_task(stopping.wait())
+            await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
+            worker.stop()
+            await running
+    except exceptions.ConnectorException as error:
+        log.warning("the queue is away (%s); trying again", error)
+        await asyncio.wait({asyncio.create_task(stopping.wait())}, timeout=1)
+
+
+async def _reconcile(app: App, runs: Runs, every: float) -> None:
+    """Again and again: tick what is overdue, forget the jobs of dead workers. Doubled, it does no harm."""
+    while True:
+        try:
+            late = await runs.reconcile()
+            if late:
+                log.warning("%d runs were overdue; ticked again", late)
+            for job in await app.job_manager.get_stalled_jobs():
+                await app.job_manager.finish_job(job, Status.FAILED, delete_job=True)
+        except Exception as error:
+            log.warning("reconciling failed (%s: %s); trying again", type(error).__name__, error)
+        await asyncio.sleep(every)
