@@ -80,7 +80,7 @@ def read_history(path: Path) -> tuple[Frame, Layout]:
     frame = Frame(
         servers=tuple(ids.words.take(pa.array(ids.codes[changes])).to_pylist()),
         server=np.repeat(np.arange(len(changes), dtype=np.int32), lengths),
-        step=seconds // step,
+        step=(seconds // step).astype(np.int32),
         frequency=layout.frequency,
         phase=int(seconds[0] % step),
         numbers=numbers,

@@ -32,6 +32,7 @@ from app.services.ingest.moments import Moments
 _SECOND = 1_000_000
 _DAY = 86_400 * _SECOND
 _HOUR = 3_600 * _SECOND
+_MINUTE = 60 * _SECOND
 _CONTROL = r"[\x00-\x1f\x7f]"
 _MAX_TEXT = 1_000
 _TELLING = 3
@@ -42,13 +43,13 @@ _TELLING = 3
 class Frame:
     """Rows of all servers, sorted by server (byte order of the ids) and step, none twice.
 
-    `server` int32 (rows,) points into `servers`; `step` int64 (rows,) counts whole steps since 1970 and `phase` is
+    `server` int32 (rows,) points into `servers`; `step` int32 (rows,) counts whole steps since 1970 and `phase` is
     the seconds that every row stands past its step. `numbers` and `texts` are the other columns, in file order.
     """
 
     servers: tuple[str, ...]
     server: Codes
-    step: Index
+    step: Codes
     frequency: Frequency
     phase: int
     numbers: dict[str, Array]
@@ -64,7 +65,9 @@ class Frame:
 
     def times(self, rows: Index | slice) -> NDArray[np.datetime64]:
         """Of some rows: datetime64[s], UTC."""
-        return (self.step[rows] * self.frequency.step.astype(np.int64) + self.phase).astype("datetime64[s]")
+        return (self.step[rows].astype(np.int64) * self.frequency.step.astype(np.int64) + self.phase).astype(
+            "datetime64[s]"
+        )
 
     def sorted_by(self, order: Index) -> "Frame":
         """The rows in another order; the old columns go one by one."""
@@ -122,21 +125,32 @@ def check(
 
     if any(complaint.pointer == f"/file/{time_name}" for complaint in complaints):
         raise refusal(complaints)
-    frequency, phase, step, wrong = _grid(time_name, ids.codes, times, like)
+    frequency, phase, step, wrong = _grid(time_name, times, like)
     complaints += wrong
-    order, ranks = _ranked(ids.words)
-    frame = Frame(order, ranks[ids.codes], step, frequency, phase, numbers, texts)
-    by_time, wrong = _order(server_name, time_name, frame)
-    complaints += wrong
+    servers, ranks = _ranked(ids.words)
+    frame = Frame(servers, ranks[ids.codes], step, frequency, phase, numbers, texts)
+    del ids, written, times, numbers, texts
+    if not _in_order(frame):
+        order = by_server_and_step(frame)
+        complaints += _duplicates(server_name, time_name, frame, order)
+        frame = frame.sorted_by(order)
+    if not like:
+        complaints += _rhythm(time_name, frame)
     if complaints:
         raise refusal(complaints)
-    return frame if by_time is None else frame.sorted_by(by_time)
+    return frame
 
 
-def keys(server: Codes, step: Index) -> Index:
-    """One ascending number per (server, step): int64 (rows,)."""
-    low = int(step.min())
-    return server.astype(np.int64) * (int(step.max()) - low + 1) + (step - low)
+def by_server_and_step(frame: Frame) -> Index:
+    """The stable order of the rows."""
+    return np.lexsort((frame.step, frame.server))
+
+
+def repeats(frame: Frame, order: Index) -> Flags:
+    """Of the ordered rows but the first: whether one repeats the server and step before it."""
+    server, step = frame.server[order], frame.step[order]
+    again: Flags = (server[1:] == server[:-1]) & (step[1:] == step[:-1])
+    return again
 
 
 def _id_complaints(name: str, ids: Words) -> list[Complaint]:
@@ -179,39 +193,33 @@ def _number_complaints(name: str, values: Array) -> list[Complaint]:
     return []
 
 
-def _grid(
-    name: str, server: Codes, times: Moments, like: Frame | None
-) -> tuple[Frequency, int, Index, list[Complaint]]:
+def _grid(name: str, times: Moments, like: Frame | None) -> tuple[Frequency, int, Codes, list[Complaint]]:
     """The step that all rows stand on: frequency, seconds past the step, step of each row, complaints.
 
     Daily when most rows are written at one time of day: the date counts, as it was written. Else hourly in UTC,
     when all rows stand equally far past the hour.
     """
-    time_of_day = times.wall % _DAY
-    usual, off = _usual(times.codes, time_of_day)
+    usual, off = _usual(times.codes, times.wall % _DAY)
     daily = like.frequency is Frequency.DAILY if like else int(off.sum()) * 2 < len(off)
     if daily:
-        frequency, phase, step = Frequency.DAILY, 0, (times.wall // _DAY)[times.codes]
+        frequency, phase, step = Frequency.DAILY, 0, times.wall // _DAY
+        at = f"daily rows stand at {usual // _HOUR:02}:{usual % _HOUR // _MINUTE:02}"
     else:
-        usual, off = _usual(times.codes, times.utc % _HOUR)
+        past_hour = times.utc % _HOUR
+        usual, off = _usual(times.codes, past_hour)
         if like:
             usual = like.phase * _SECOND
-            off = (times.utc % _HOUR != usual)[times.codes]
-        frequency, phase, step = Frequency.HOURLY, usual // _SECOND, (times.utc // _HOUR)[times.codes]
-    pointer = f"/file/{name}"
-    if off.any():
-        at = f"{usual // _HOUR:02}:{usual % _HOUR // (60 * _SECOND):02}" if daily else f"{phase // 60:02} past the hour"
-        detail = (
-            f"The step is irregular: {'daily' if daily else 'hourly'} rows stand at {at}, but "
-            f"{named_rows(first_rows(off), int(off.sum()))} of column {name} do not. Send one row per day or hour."
-        )
-        return frequency, phase, step, [Complaint(pointer, "frequency", detail, first_rows(off))]
-    between, often = _rhythm(server, step)
-    if not like and between > 1 and often >= _TELLING:
-        unit = "days" if daily else "hours"
-        detail = f"Rows of column {name} stand {between} {unit} apart. Headroom takes daily or hourly data."
-        return frequency, phase, step, [Complaint(pointer, "frequency", detail)]
-    return frequency, phase, step, []
+            off = (past_hour != usual)[times.codes]
+        frequency, phase, step = Frequency.HOURLY, usual // _SECOND, times.utc // _HOUR
+        at = f"hourly rows stand at {usual // _MINUTE:02} past the hour"
+    steps = step.astype(np.int32)[times.codes]
+    if not off.any():
+        return frequency, phase, steps, []
+    detail = (
+        f"The step is irregular: {at}, but {named_rows(first_rows(off), int(off.sum()))} of column {name} do not. "
+        f"Send one row per day or hour."
+    )
+    return frequency, phase, steps, [Complaint(f"/file/{name}", "frequency", detail, first_rows(off))]
 
 
 def _usual(codes: Codes, of_moment: Index) -> tuple[int, Flags]:
@@ -222,18 +230,19 @@ def _usual(codes: Codes, of_moment: Index) -> tuple[int, Flags]:
     return int(usual), (of_moment != usual)[codes]
 
 
-def _rhythm(server: Codes, step: Index) -> tuple[int, int]:
-    """The commonest number of steps from a server's row to its next, and how often it occurs."""
-    key = keys(server, step)
-    order = np.argsort(key, kind="stable") if (np.diff(key) < 0).any() else slice(None)
-    between = np.diff(step[order])[np.diff(server[order]) == 0]
-    between = between[between > 0]
-    if not len(between):
-        return 0, 0
-    if (between == 1).sum() * 2 >= len(between):
-        return 1, len(between)
-    lengths, counts = np.unique(between, return_counts=True)
-    return int(lengths[counts.argmax()]), int(counts.max())
+def _rhythm(name: str, frame: Frame) -> list[Complaint]:
+    """Rows that keep a wider step than a day or an hour: weekly, say, or every six hours. Lone gaps do not."""
+    between = np.diff(frame.step)[np.diff(frame.server) == 0]
+    wide = between[between > 1]
+    if len(wide) * 2 <= len(between):
+        return []
+    lengths, counts = np.unique(wide, return_counts=True)
+    length, often = int(lengths[counts.argmax()]), int(counts.max())
+    if often < _TELLING or often * 2 < len(between):
+        return []
+    unit = "days" if frame.frequency is Frequency.DAILY else "hours"
+    detail = f"Rows of column {name} stand {length} {unit} apart. Headroom takes daily or hourly data."
+    return [Complaint(f"/file/{name}", "frequency", detail)]
 
 
 def _ranked(words: pa.Array) -> tuple[tuple[str, ...], Codes]:
@@ -244,22 +253,23 @@ def _ranked(words: pa.Array) -> tuple[tuple[str, ...], Codes]:
     return tuple(words.take(pa.array(order)).to_pylist()), np.append(ranks, np.int32(-1))
 
 
-def _order(server_name: str, time_name: str, frame: Frame) -> tuple[Index | None, list[Complaint]]:
-    """The order of the rows by server and time (None: they stand so already), and what is there twice."""
-    key = keys(frame.server, frame.step)
-    steps = np.diff(key)
-    if (steps > 0).all():
-        return None, []
-    order = np.argsort(key, kind="stable").astype(np.int64)
-    again = np.zeros(len(key), np.bool_)
-    again[order[1:][np.diff(key[order]) == 0]] = True
+def _in_order(frame: Frame) -> bool:
+    """Sorted, and no row twice."""
+    server, step = frame.server, frame.step
+    further = (server[1:] == server[:-1]) & (step[1:] > step[:-1])
+    return bool((further | (server[1:] > server[:-1])).all())
+
+
+def _duplicates(server_name: str, time_name: str, frame: Frame, order: Index) -> list[Complaint]:
+    again = np.zeros(len(frame), np.bool_)
+    again[order[1:][repeats(frame, order)]] = True
     if not again.any():
-        return order, []
+        return []
     row = int(np.flatnonzero(again)[0])
-    first = int(np.flatnonzero(key == key[row])[0])
-    who = quoted(frame.servers[frame.server[row]]) if frame.server[row] >= 0 else "a server"
+    first = int(np.flatnonzero((frame.server == frame.server[row]) & (frame.step == frame.step[row]))[0])
+    who = quoted(frame.servers[frame.server[row]])
     detail = (
         f"{int(again.sum()):,} rows repeat a {server_name} and {time_name}: "
         f"row {row + 1:,} has {who} at the same time as row {first + 1:,}. One row per server and step."
     )
-    return order, [Complaint(f"/file/{time_name}", "duplicate-timestamp", detail, first_rows(again))]
+    return [Complaint(f"/file/{time_name}", "duplicate-timestamp", detail, first_rows(again))]

@@ -73,12 +73,16 @@ class Words:
 
     @classmethod
     def of(cls, column: pa.ChunkedArray) -> "Words":
-        """From a dictionary-encoded column."""
-        merged = column.unify_dictionaries().combine_chunks()
-        if isinstance(merged, pa.ChunkedArray):  # no chunk at all
-            return cls(np.zeros(0, np.int32), pa.array([], pa.string()))
-        codes = merged.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        return cls(codes.astype(np.int32, copy=False), merged.dictionary.cast(pa.string()))
+        """From a dictionary-encoded column, which is best handed over: the fewer copies live at once, the better."""
+        column = column.unify_dictionaries()
+        codes = np.empty(len(column), np.int32)
+        place = 0
+        for chunk in column.chunks:
+            indices = chunk.indices.fill_null(-1) if chunk.null_count else chunk.indices
+            codes[place : place + len(chunk)] = indices.to_numpy()
+            place += len(chunk)
+        words = column.chunk(0).dictionary if column.num_chunks else pa.array([], pa.string())
+        return cls(codes, words.cast(pa.string()))
 
     def counts(self) -> NDArray[np.int64]:
         """Rows that hold each word."""

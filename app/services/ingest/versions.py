@@ -7,9 +7,9 @@ a complaint, since a dataset never changes. New servers are welcome, new metrics
 import numpy as np
 import pyarrow as pa
 
-from app.domain.panel import Array, Index
+from app.domain.panel import Array
 from app.errors import Complaint
-from app.services.ingest.checks import Frame, keys
+from app.services.ingest.checks import Frame, by_server_and_step, repeats
 from app.services.ingest.columns import Codes, Words, quoted, refusal
 
 
@@ -33,9 +33,8 @@ def join(parent: Frame, newer: Frame) -> tuple[Frame, int]:
             for name in dict.fromkeys((*parent.texts, *newer.texts))
         },
     )
-    key = keys(both.server, both.step)
-    order: Index = np.argsort(key, kind="stable")
-    again = np.flatnonzero(np.diff(key[order]) == 0) + 1  # the newer of two: the sort is stable
+    order = by_server_and_step(both)
+    again = np.flatnonzero(repeats(both, order)) + 1  # the newer of two: the sort is stable
     old, new = order[again - 1], order[again]
     differs = np.zeros(len(again), np.bool_)
     for name in newer.numbers:
