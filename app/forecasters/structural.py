@@ -164,13 +164,14 @@ class _Design:
     """Columns (steps + horizon, K), the prior deviation of each, and what each is.
 
     `harmonic` is k for the k-th yearly harmonic and for what only a year can teach (1), 0 for other columns;
-    `trend` marks the columns that are no calendar; `rhythm` those whose season the spread may follow too.
+    `trend` marks the columns that are no calendar, `slow` these and the year, `rhythm` what the spread may follow.
     """
 
     columns: Array
     prior: Array
     harmonic: Index
     trend: Mask
+    slow: Mask
     rhythm: Mask
 
     def penalty(self, steps: int, frequency: Frequency) -> Array:
@@ -181,12 +182,17 @@ class _Design:
 
 
 def _design(times: Times, steps: int, frequency: Frequency, country: str) -> _Design:
-    columns: list[tuple[Array, float, int, bool, bool]] = []
+    columns: list[tuple[Array, float, int, bool, bool, bool]] = []
 
     def add(
-        column: NDArray[np.generic], prior: float, harmonic: int = 0, trend: bool = False, rhythm: bool = False
+        column: NDArray[np.generic],
+        prior: float,
+        harmonic: int = 0,
+        trend: bool = False,
+        slow: bool = False,
+        rhythm: bool = False,
     ) -> None:
-        columns.append((np.asarray(column, dtype=np.float64), prior, harmonic, trend, rhythm))
+        columns.append((np.asarray(column, dtype=np.float64), prior, harmonic, trend, trend or slow, rhythm))
 
     step = np.arange(len(times))
     add(np.ones(len(times)), 10.0, trend=True)
@@ -197,7 +203,7 @@ def _design(times: Times, steps: int, frequency: Frequency, country: str) -> _De
     year = 2 * np.pi * calendar.day_of_year(times)
     for k in range(1, HARMONICS + 1):
         for wave in (np.cos, np.sin):
-            add(wave(k * year), YEAR / k, harmonic=k, rhythm=k <= 2)
+            add(wave(k * year), YEAR / k, harmonic=k, slow=True, rhythm=k <= 2)
 
     weekday = calendar.weekday(times)
     for day in range(7):
@@ -222,8 +228,10 @@ def _design(times: Times, steps: int, frequency: Frequency, country: str) -> _De
     add(calendar.end_of_quarter(times), QUARTER)
     add(calendar.days_to_quarter_end(times) < 2, QUARTER)
 
-    matrix, prior, harmonic, trend, rhythm = zip(*columns, strict=True)
-    return _Design(np.column_stack(matrix), np.array(prior), np.array(harmonic), np.array(trend), np.array(rhythm))
+    matrix, prior, harmonic, trend, slow, rhythm = zip(*columns, strict=True)
+    return _Design(
+        np.column_stack(matrix), np.array(prior), np.array(harmonic), np.array(trend), np.array(slow), np.array(rhythm)
+    )
 
 
 def _regressors(panel: Panel, width: int) -> Array | None:
@@ -265,8 +273,7 @@ def _calendar(
         rows = matrix[start:stop]
         gram = rows.T @ rows
         factor = cho_factor(gram + np.diag(stiffness * design.penalty(stop - start, panel.frequency)))
-        used = np.trace(cho_solve(factor, gram)) / (stop - start)
-        optimism[members] = np.sqrt((1 + used) / max(1 - used, 0.2))
+        used = np.diag(cho_solve(factor, gram))  # degrees of freedom that each column takes
         z = None if regressors is None else regressors[members]
         values = scaled[members, start:stop]
         for _ in range(ROUNDS):
@@ -280,7 +287,22 @@ def _calendar(
             fit = (rows[:, design.trend] @ beta[design.trend]).T + effect[members, start:stop]
             limit = HUBER * 1.4826 * np.median(np.abs(values - fit), axis=1, keepdims=True) + 1e-6
             tamed[members, start:stop] = fit + np.clip(values - fit, -limit, limit)
+        persistence = _persistence(tamed[members, start:stop] - fit)
+        share = (used[~design.slow].sum() + used[design.slow].sum() * (1 + persistence) / (1 - persistence)) / (
+            stop - start
+        )
+        optimism[members] = np.sqrt((1 + np.minimum(share, 0.6)) / (1 - np.minimum(share, 0.6)))
     return effect, tamed, optimism
+
+
+def _persistence(residual: Array) -> Array:
+    """Correlation of each row with itself a step later, within [0, 0.85]: (servers,).
+
+    A slow column takes up persistent noise as if it were (1 + r) / (1 - r) columns (Bayley & Hammersley 1946).
+    """
+    square = (residual**2).sum(axis=1)
+    product = (residual[:, 1:] * residual[:, :-1]).sum(axis=1)
+    return np.asarray(np.clip(product / np.where(square > 0, square, 1.0), 0.0, 0.85))
 
 
 def _fleet(columns: Array, values: Array, alive: Mask, penalty: Array) -> Array:
