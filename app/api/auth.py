@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response, Security
+from fastapi.dependencies.models import Dependant
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -56,6 +57,13 @@ def anybody() -> None:
 
 OPEN = Depends(anybody)
 
+
+def guards(dependant: Dependant) -> set[Scope | None]:
+    """What a route's dependencies say of who may call it: the scopes they require, and None for open to all."""
+    calls = [dependency.call for dependency in dependant.dependencies]
+    return {call.scope for call in calls if isinstance(call, Requires)} | ({None} if anybody in calls else set())
+
+
 Reader = Annotated[Principal, scope(Scope.READ)]
 Writer = Annotated[Principal, scope(Scope.WRITE)]
 
@@ -65,7 +73,12 @@ class SignIn(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    key: SecretStr = Field(description="An API key.", min_length=1, max_length=200)
+    key: SecretStr = Field(
+        description="An API key.",
+        min_length=1,
+        max_length=200,
+        examples=["hr_3mZ0q1n2Kc7dVtYxWb5uRjLs8Pf4GhAeXo6Ti9NvQwE"],
+    )
 
 
 class Session(BaseModel):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Generic, NoReturn, TypeVar
 
 from fastapi import Depends, Query, Request
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from app.errors import BadCursor
@@ -29,6 +29,9 @@ MAX_LIMIT = 1000
 
 class Page(BaseModel, Generic[T]):
     """One page of a list."""
+
+    # A parametrised generic does not inherit the docstring.
+    model_config = ConfigDict(json_schema_extra={"description": "One page of a list."})
 
     items: list[T] = Field(description="This page, in the order of the list.")
     next_cursor: str | None = Field(

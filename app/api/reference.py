@@ -7,9 +7,11 @@ from typing import Any
 import fastapi_offline
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.routing import APIRoute, iter_route_contexts
 
-from app.api.auth import OPEN
+from app.api.auth import OPEN, guards
 from app.api.problems import Problem, kinds, problems
+from app.domain.keys import Scope
 from app.errors import BadRequest, InsufficientScope, Invalid, TooLarge, Unauthenticated, Unavailable, UnknownField
 
 ASSETS = Path(fastapi_offline.__file__).parent / "static"
@@ -86,20 +88,37 @@ class Headroom(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = _with_problems(super().openapi())
+            self.openapi_schema = _with_problems(super().openapi(), _scopes(self))
         return self.openapi_schema
 
 
-def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
+def _scopes(app: FastAPI) -> dict[tuple[str, str], Scope | None]:
+    """The scope that each (method, path) needs; None where it needs no key."""
+    return {
+        (method.lower(), str(route.path)): scope
+        for route in iter_route_contexts(app.routes)
+        if isinstance(route.original_route, APIRoute)
+        for method in route.methods or ()
+        for scope in guards(route.dependant)
+    }
+
+
+def _with_problems(document: dict[str, Any], scopes: dict[tuple[str, str], Scope | None]) -> dict[str, Any]:
+    """The document with every error as a problem, and with the scope that each operation needs."""
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     for generated in ("HTTPValidationError", "ValidationError"):
         schemas.pop(generated, None)
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas |= problem.pop("$defs") | {"Problem": problem}
-    for methods in document["paths"].values():
-        for operation in methods.values():
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            scope = scopes.get((method, path))
+            operation["security"] = [{"key": [scope]}] if scope else []
+            if scope:
+                operation["description"] = f"{operation.get('description', '')}\n\nScope: `{scope}`."
             responses = operation["responses"]
-            responses.pop("422", None) if "HTTPValidationError" in str(responses.get("422")) else None
+            if "HTTPValidationError" in str(responses.get("422")):
+                del responses["422"]
             for status, response in problems(*_always(operation)).items():
                 responses.setdefault(str(status), response)
             operation["responses"] = dict(sorted(responses.items()))
@@ -109,7 +128,7 @@ def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
 def _always(operation: dict[str, Any]) -> list[Any]:
     """What any route of this form may answer."""
     found: list[Any] = [Unavailable, Invalid, UnknownField]
-    if operation.get("security"):
+    if operation["security"]:
         found += [Unauthenticated, InsufficientScope]
     if "requestBody" in operation:
         found += [BadRequest, TooLarge]

@@ -7,11 +7,10 @@ from uuid import UUID
 import httpx
 import pytest
 from fastapi import FastAPI
-from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.routing import Mount
 
-from app.api.auth import COOKIE, Requires, anybody
+from app.api.auth import COOKIE, guards
 from app.domain.keys import Scope, digest
 from app.errors import CannotStart, Invalid, NotFound
 from app.main import create_app
@@ -33,17 +32,6 @@ OPEN = {
 
 Route = tuple[str, str]
 MakeKey = Callable[..., Awaitable[str]]
-
-
-def guards(dependant: Dependant) -> set[Scope | None]:
-    """What a route's dependencies say: the scopes they require, and None for open to all."""
-    found: set[Scope | None] = set()
-    for dependency in dependant.dependencies:
-        if isinstance(dependency.call, Requires):
-            found.add(dependency.call.scope)
-        elif dependency.call is anybody:
-            found.add(None)
-    return found
 
 
 def routes(app: FastAPI) -> dict[Route, set[Scope | None]]:
