@@ -1,6 +1,5 @@
 """The risk answer over HTTP: which server runs out of room, when, and how sure that is (formulas: docs/risk.md)."""
 
-from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -18,10 +17,10 @@ from app.errors import BadCursor, ForecastNotReady, NoResults, NotFound, Thresho
 from app.services.risk import Filters, Group, GroupCount, Question, ServerRisk, Sort
 
 Level = Literal["very_high", "high", "normal", "underutilized"]
-Day = date | datetime
-"""A date for daily data, else a time in UTC."""
-
-_AS_OF = Field(description="Time of the last row that the forecast knows.", examples=["2022-12-31"])
+_AS_OF = Field(
+    description="Time of the last row that the forecast knows: a date for daily data, else UTC.",
+    examples=["2022-12-31"],
+)
 _FORECAST = Field(description="The forecast that is judged.", examples=["7f3f2c9e-6c0f-4f57-9d53-0c1f6a3b9a10"])
 _METRIC = Field(description="What is forecast.", examples=["cpu_p95"])
 
@@ -40,15 +39,15 @@ class Runway(BaseModel):
 class FirstBreach(BaseModel):
     """When the first breach has happened with this probability, from joint paths; null when it never gets there."""
 
-    p10: Day | None = Field(description="With 10 %.", examples=["2023-01-10"])
-    p50: Day | None = Field(description="With 50 %.", examples=["2023-02-09"])
+    p10: str | None = Field(description="With 10 %.", examples=["2023-01-10"])
+    p50: str | None = Field(description="With 50 %.", examples=["2023-02-09"])
 
 
 class PeakWindow(BaseModel):
     """Days on which the forecast stands out over its surroundings."""
 
-    start: date = Field(description="First day.", examples=["2023-03-25"])
-    end: date = Field(description="Last day.", examples=["2023-03-31"])
+    start: str = Field(description="First day.", examples=["2023-03-25"])
+    end: str = Field(description="Last day.", examples=["2023-03-31"])
     cause: Literal["end_of_quarter", "holiday", "weekday"] = Field(description="What the calendar says about them.")
     uplift_pct: float = Field(description="Mean p50 over the surrounding level, in percent above it.", examples=[18.0])
 
@@ -61,7 +60,7 @@ class RiskItem(BaseModel):
     threshold: float = Field(
         description="What a value must be over to be a breach, in the metric's unit.", examples=[90.0]
     )
-    as_of: Day = _AS_OF
+    as_of: str = _AS_OF
     level: Level = Field(
         description="`very_high` and `high` by the highest p90, `underutilized` by the mean p50: three settings."
     )
@@ -107,7 +106,7 @@ class RiskPage(Page[RiskItem]):
     threshold: float | None = Field(
         description="The threshold of all servers; null where they have different ones: see the items.", examples=[90.0]
     )
-    as_of: Day = _AS_OF
+    as_of: str = _AS_OF
 
 
 class MetricRisk(RiskItem):
@@ -155,7 +154,7 @@ class SummaryPage(Page[GroupCounts]):
     threshold: float | None = Field(
         description="The threshold of all servers; null where they differ.", examples=[90.0]
     )
-    as_of: Day = _AS_OF
+    as_of: str = _AS_OF
     by: Group = Field(description="The attribute that makes the groups.")
     total: LevelCounts = Field(description="All servers.")
 
@@ -217,7 +216,7 @@ async def list_servers(
         forecast_id=found.forecast_id,
         metric=found.metric,
         threshold=found.threshold,
-        as_of=_time(found.as_of, found.frequency),
+        as_of=found.frequency.show(found.as_of),
         items=page.items,
         next_cursor=page.next_cursor,
     )
@@ -265,7 +264,7 @@ async def summarise(
         forecast_id=found.forecast_id,
         metric=found.metric,
         threshold=found.threshold,
-        as_of=_time(found.as_of, found.frequency),
+        as_of=found.frequency.show(found.as_of),
         by=by,
         total=LevelCounts(**_counts(found.total)),
         items=page.items,
@@ -279,7 +278,7 @@ def _item(server: ServerRisk) -> dict[str, Any]:
         "server_id": server.server_id,
         "model": server.model,
         "threshold": server.threshold,
-        "as_of": _time(server.as_of, frequency),
+        "as_of": frequency.show(server.as_of),
         "level": server.level,
         "risk_high": server.risk_high,
         "max_p90": _rounded(server.max_p90),
@@ -291,7 +290,7 @@ def _item(server: ServerRisk) -> dict[str, Any]:
             expected=_days(server.runway_expected, frequency),
         ),
         "first_breach": FirstBreach(
-            p10=_maybe_time(server.first_breach_p10, frequency), p50=_maybe_time(server.first_breach_p50, frequency)
+            p10=_time(server.first_breach_p10, frequency), p50=_time(server.first_breach_p50, frequency)
         ),
         "headroom_pct": _rounded(server.headroom_pct),
         "severity": None if server.severity is None else _rounded(server.severity),
@@ -306,12 +305,7 @@ def _item(server: ServerRisk) -> dict[str, Any]:
 
 def _peak(peak: Peak) -> PeakWindow:
     return PeakWindow.model_validate(
-        {
-            "start": peak.start.astype("datetime64[D]").item(),
-            "end": peak.end.astype("datetime64[D]").item(),
-            "cause": peak.cause,
-            "uplift_pct": round(peak.uplift_pct, 1),
-        }
+        {"start": str(peak.start), "end": str(peak.end), "cause": peak.cause, "uplift_pct": round(peak.uplift_pct, 1)}
     )
 
 
@@ -323,22 +317,17 @@ def _days(runway: float | None, frequency: Frequency) -> int | float | None:
     """Whole days of daily data are whole numbers."""
     if runway is None:
         return None
-    return int(runway) if frequency is Frequency.DAILY else _rounded(runway)
+    return int(runway) if frequency is Frequency.DAILY else runway
 
 
 def _or_never(days: float | None) -> float:
     return float("inf") if days is None else days
 
 
-def _maybe_time(time: np.datetime64 | None, frequency: Frequency) -> Day | None:
-    return None if time is None else _time(time, frequency)
-
-
-def _time(time: np.datetime64, frequency: Frequency) -> Day:
-    moment: datetime = time.astype("datetime64[s]").item().replace(tzinfo=UTC)
-    return moment.date() if frequency is Frequency.DAILY else moment
+def _time(time: np.datetime64 | None, frequency: Frequency) -> str | None:
+    return None if time is None else frequency.show(time)
 
 
 def _rounded(value: float) -> float:
-    """Float32 noise is nobody's figure."""
-    return round(value, 6)
+    """As few digits as tell it from its neighbours in single precision, in which quantiles are stored and shown."""
+    return float(str(np.float32(value)))

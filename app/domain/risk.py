@@ -137,7 +137,7 @@ def percent(values: Array, thresholds: Array, unit: str) -> Array:
 def peaks(p50: Array, as_of: np.datetime64, frequency: Frequency, country: str) -> list[tuple[Peak, ...]]:
     """Where medians (servers, horizon) of one `as_of` stand out over their surroundings, and why, in order of time.
 
-    Hourly medians are averaged per whole UTC day. The surroundings of a day are the ordinary days, no holiday and no end
+    Hourly medians are averaged per whole UTC day. The surroundings of a day are the ordinary days, no holiday or end
     of quarter, at most `SURROUNDINGS_DAYS` away, of the same weekday where there are any; their median counts. A
     window is a run of days with one cause; its uplift is its mean over the mean of its surroundings. The weekly
     rhythm is reported once: the days of the week whose median stands out over the mean of the seven, in the whole

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.storage.tables import forecasts, results, runs
@@ -21,7 +22,7 @@ async def newest_of_server(connection: AsyncConnection, server_id: str) -> list[
     """One per metric, in order of the metric; empty when no succeeded forecast holds the server."""
     query = (
         sa.select(forecasts.c.metric, forecasts.c.id)
-        .distinct(forecasts.c.metric)
+        .ext(distinct_on(forecasts.c.metric))
         .join(runs, sa.and_(runs.c.forecast_id == forecasts.c.id, runs.c.model == forecasts.c.best_model))
         .join(results, results.c.run_id == runs.c.id)
         .where(forecasts.c.status == "succeeded", results.c.server_id == server_id)

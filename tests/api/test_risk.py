@@ -1,0 +1,330 @@
+"""The risk answer over HTTP, from results in a real database."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from app.domain import paths
+from app.domain.dataset import Contents, Quality, Server, Unit
+from app.domain.forecast import ForecastRequest
+from app.domain.panel import Frequency
+from app.settings import Settings
+from app.storage import datasets, forecasts, results
+from app.storage.database import Database
+from app.storage.results import SCORES, ResultMatrix
+from app.storage.tables import forecasts as forecast_rows
+from app.storage.tables import runs as run_rows
+
+START, END = datetime(2020, 1, 1, tzinfo=UTC), datetime(2022, 12, 31, tzinfo=UTC)
+DAYS = 1096
+HORIZON = 10
+# server: p50 of every day; p10 and p90 lie 5 below and above.
+MEDIANS = {"SRV-1": 60.0, "SRV-2": 86.0, "SRV-3": 95.0, "SRV-4": 20.0, "SRV-5": 82.0}
+WHERE = {"SRV-1": "eu", "SRV-2": "us", "SRV-3": "eu", "SRV-4": "us", "SRV-5": "us"}
+
+
+class World:
+    """What the tests put into the database: datasets, forecasts, runs with results."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    async def dataset(self, *, unit: Unit = Unit.PERCENT, metric: str = "cpu_p95", **attributes: Any) -> UUID:
+        """Five servers; `attributes` maps a name to a value for all, or to a value per server."""
+        new = uuid4()
+        contents = Contents(
+            rows=DAYS * len(MEDIANS),
+            servers=len(MEDIANS),
+            metrics=(metric,),
+            units={metric: unit},
+            attributes=("region",),
+            known_ahead=(),
+            frequency=Frequency.DAILY,
+            start=START,
+            end=END,
+            quality=Quality(0, 0, 0, 0),
+        )
+        servers = [
+            Server(
+                name,
+                START,
+                END,
+                DAYS,
+                {metric: DAYS - 400 if name == "SRV-4" else DAYS},
+                {metric: 99.0},
+                {"region": WHERE[name]}
+                | {
+                    key: value[name] if isinstance(value, dict) else value
+                    for key, value in attributes.items()
+                    if not isinstance(value, dict) or name in value
+                },
+            )
+            for name in MEDIANS
+        ]
+        async with self.database.begin() as connection:
+            await datasets.insert(
+                connection, dataset_id=new, parent_id=None, name="test", location="-", sha256="-", contents=contents
+            )
+            await datasets.copy_servers(connection, new, servers)
+        return new
+
+    async def forecast(
+        self,
+        dataset: UUID,
+        models: Sequence[str] = ("auto",),
+        *,
+        metric: str = "cpu_p95",
+        status: str = "succeeded",
+        run_status: str = "succeeded",
+        medians: dict[str, float] = MEDIANS,
+        finished_at: datetime = END,
+    ) -> UUID:
+        new = uuid4()
+        request = ForecastRequest(dataset, metric, HORIZON, models=tuple(models))
+        done = status == "succeeded"
+        async with self.database.begin() as connection:
+            await forecasts.insert(connection, new, request, status, [])
+            await connection.execute(
+                sa.update(forecast_rows)
+                .where(forecast_rows.c.id == new)
+                .values(best_model=models[0] if done else None, finished_at=finished_at if done else None)
+            )
+            for position, model in enumerate(models):
+                run = uuid4()
+                await connection.execute(
+                    sa.insert(run_rows).values(
+                        id=run,
+                        forecast_id=new,
+                        position=position,
+                        model=model,
+                        status=run_status,
+                        scores={"coverage": 0.81},
+                    )
+                )
+                if run_status == "succeeded":
+                    await results.write(connection, run, matrix(medians, shift=position))
+                    await results.write_template(connection, run, paths.autoregressive(HORIZON, 0.9))
+        return new
+
+
+def matrix(medians: dict[str, float], shift: float = 0.0) -> ResultMatrix:
+    """Quantiles as MEDIANS says, `shift` higher; SRV-2 by a fallback, SRV-1 a day behind the others."""
+    middle = np.array(list(medians.values()))[:, None, None] + shift
+    values = np.broadcast_to(middle + np.array([-5, 0, 5]), (len(medians), HORIZON, 3)).astype(np.float32)
+    behind = [name == "SRV-1" for name in medians]
+    return ResultMatrix(
+        server_ids=tuple(medians),
+        as_of=np.datetime64("2022-12-31T00:00:00", "s") - np.array(behind) * np.timedelta64(1, "D"),
+        frequency=Frequency.DAILY,
+        levels=(0.1, 0.5, 0.9),
+        values=values,
+        fallback=tuple("seasonal_naive" if name == "SRV-2" else None for name in medians),
+        scores={name: np.where(np.array(behind), np.nan, 0.75).astype(np.float32) for name in SCORES},
+    )
+
+
+@pytest.fixture
+async def world(settings: Settings) -> AsyncIterator[World]:
+    assert settings.database_url
+    database = Database(settings.database_url)
+    yield World(database)
+    await database.close()
+
+
+async def get(client: httpx.AsyncClient, path: str, status: int = 200, /, **parameters: Any) -> dict[str, Any]:
+    answer = await client.get(f"/risk{path}", params=parameters)
+    assert answer.status_code == status, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+async def ids(client: httpx.AsyncClient, **parameters: Any) -> list[str]:
+    return [item["server_id"] for item in (await get(client, "/servers", **parameters))["items"]]
+
+
+async def test_a_server_at_risk_with_every_field(client: httpx.AsyncClient, world: World) -> None:
+    forecast = await world.forecast(await world.dataset())
+    body = await get(client, "/servers", forecast_id=str(forecast))
+    assert {name: body[name] for name in ("forecast_id", "metric", "threshold", "as_of", "next_cursor")} == {
+        "forecast_id": str(forecast),
+        "metric": "cpu_p95",
+        "threshold": 90.0,
+        "as_of": "2022-12-31",
+        "next_cursor": None,
+    }
+    second = body["items"][1]
+    probability, days, severity = (second.pop(n) for n in ("breach_probability", "expected_breach_days", "severity"))
+    assert second == {
+        "server_id": "SRV-2",
+        "model": "auto",
+        "threshold": 90.0,
+        "as_of": "2022-12-31",
+        "level": "very_high",
+        "risk_high": True,
+        "max_p90": 91.0,
+        "mean_p50": 86.0,
+        "runway_days": {"conservative": 1, "expected": None},
+        "first_breach": {"p10": "2023-01-01", "p50": second["first_breach"]["p50"]},
+        "headroom_pct": 0.0,
+        "peaks": [],
+        "fallback": True,
+        "coverage": 0.75,
+        "history_days": 1096,
+        "quality": [],
+        "attributes": {"region": "us"},
+    }
+    assert 0.1526 < probability < 10 * 0.1526  # P(N(86, 5/1.2816) > 90) of one day; of ten that depend on each other
+    assert days == pytest.approx(10 * 0.15263, abs=1e-3)
+    assert 0 < severity < 5
+    behind = next(item for item in body["items"] if item["server_id"] == "SRV-1")
+    assert behind["as_of"] == "2022-12-30"
+    assert behind["coverage"] == 0.81
+    assert behind["runway_days"] == {"conservative": None, "expected": None}
+    assert behind["first_breach"] == {"p10": None, "p50": None}
+    assert behind["headroom_pct"] == 25.0
+    assert "stale" in behind["quality"]
+    assert "gaps" in next(item for item in body["items"] if item["server_id"] == "SRV-4")["quality"]
+
+
+async def test_sorting_filters_and_thresholds(client: httpx.AsyncClient, world: World) -> None:
+    await world.forecast(await world.dataset())
+    assert await ids(client) == ["SRV-3", "SRV-2", "SRV-5", "SRV-1", "SRV-4"]
+    assert await ids(client, sort="server_id") == sorted(MEDIANS)
+    assert await ids(client, sort="max_p90") == ["SRV-3", "SRV-2", "SRV-5", "SRV-1", "SRV-4"]
+    assert await ids(client, sort="breach_probability", limit=2) == ["SRV-3", "SRV-2"]
+    assert await ids(client, region="eu") == ["SRV-3", "SRV-1"]
+    assert await ids(client, region=["eu", "us"], level=["high", "underutilized"]) == ["SRV-5", "SRV-4"]
+    assert await ids(client, business_unit="none has one") == []
+    low = await get(client, "/servers", threshold=15)
+    assert [item["runway_days"]["conservative"] for item in low["items"]] == [1] * 5
+    assert low["threshold"] == 15
+
+
+async def test_pages_join_without_a_gap_and_stay_with_their_forecast(client: httpx.AsyncClient, world: World) -> None:
+    dataset = await world.dataset()
+    old = await world.forecast(dataset)
+    seen, cursor = [], None
+    while True:
+        body = await get(client, "/servers", limit=2, **({"cursor": cursor} if cursor else {}))
+        assert body["forecast_id"] == str(old)
+        seen += [item["server_id"] for item in body["items"]]
+        cursor = body["next_cursor"]
+        if len(seen) == 2:
+            await world.forecast(dataset, finished_at=datetime(2023, 1, 5, tzinfo=UTC))
+        if cursor is None:
+            break
+    assert seen == ["SRV-3", "SRV-2", "SRV-5", "SRV-1", "SRV-4"]
+    first = await get(client, "/servers", limit=2, region="us")
+    problem = await get(client, "/servers", 400, limit=2, region="eu", cursor=first["next_cursor"])
+    assert problem["type"] == "urn:headroom:problem:bad-cursor"
+
+
+async def test_a_model_of_the_forecast_and_others(client: httpx.AsyncClient, world: World) -> None:
+    forecast = await world.forecast(await world.dataset(), ["auto", "prophet"])
+    best = await get(client, "/servers", forecast_id=str(forecast))
+    other = await get(client, "/servers", forecast_id=str(forecast), model="prophet")
+    assert {item["model"] for item in other["items"]} == {"prophet"}
+    assert other["items"][0]["max_p90"] == best["items"][0]["max_p90"] + 1
+    problem = await get(client, "/servers", 422, forecast_id=str(forecast), model="canvas")
+    assert "auto, prophet" in problem["detail"]
+
+
+async def test_a_server_s_own_threshold(client: httpx.AsyncClient, world: World) -> None:
+    await world.forecast(await world.dataset(threshold={"SRV-1": 50.0, "SRV-2": -1.0}))
+    body = await get(client, "/servers", sort="server_id")
+    assert body["threshold"] is None
+    assert [item["threshold"] for item in body["items"]] == [50.0, 90.0, 90.0, 90.0, 90.0]
+    assert body["items"][0]["risk_high"] is True
+    asked = await get(client, "/servers", threshold=97)
+    assert {item["threshold"] for item in asked["items"]} == {97.0}
+
+
+async def test_an_absolute_metric_needs_a_threshold_or_a_capacity(client: httpx.AsyncClient, world: World) -> None:
+    without = await world.forecast(await world.dataset(unit=Unit.ABSOLUTE))
+    problem = await get(client, "/servers", 422, forecast_id=str(without))
+    assert problem["type"] == "urn:headroom:problem:threshold-required"
+    asked = await get(client, "/servers", forecast_id=str(without), threshold=200, sort="server_id")
+    assert [item["level"] for item in asked["items"]] == [
+        "underutilized",
+        "normal",
+        "normal",
+        "underutilized",
+        "normal",
+    ]
+    assert asked["items"][1]["headroom_pct"] == pytest.approx(54.5)
+    assert (await get(client, "/servers", 422, forecast_id=str(without), threshold=0))["errors"]
+    with_capacity = await world.forecast(await world.dataset(unit=Unit.ABSOLUTE, capacity=100.0))
+    assert (await get(client, "/servers", forecast_id=str(with_capacity)))["threshold"] == 100.0
+
+
+@pytest.mark.parametrize("threshold", ["nan", "inf", "high"])
+async def test_a_threshold_is_a_number(client: httpx.AsyncClient, threshold: str) -> None:
+    await get(client, "/servers", 422, threshold=threshold)
+
+
+async def test_forecasts_that_have_no_answer(client: httpx.AsyncClient, world: World) -> None:
+    assert (await get(client, "/servers", 404))["type"] == "urn:headroom:problem:not-found"
+    assert "mem" in (await get(client, "/servers", 404, metric="mem"))["detail"]
+    await get(client, "/servers", 404, forecast_id=str(uuid4()))
+    await get(client, "/servers", 422, forecast_id="nonsense")
+    dataset = await world.dataset()
+    waiting = await world.forecast(dataset, status="running", run_status="running")
+    problem = await get(client, "/servers", 409, forecast_id=str(waiting))
+    assert problem["type"] == "urn:headroom:problem:forecast-not-ready"
+    failed = await world.forecast(dataset, status="failed", run_status="failed")
+    for parameters in ({}, {"model": "auto"}):
+        problem = await get(client, "/servers", 409, forecast_id=str(failed), **parameters)
+        assert problem["type"] == "urn:headroom:problem:no-results"
+    good = await world.forecast(dataset)
+    problem = await get(client, "/servers", 422, forecast_id=str(good), metric="mem")
+    assert problem["errors"][0]["pointer"] == "?metric"
+
+
+async def test_one_server_over_its_metrics(client: httpx.AsyncClient, world: World) -> None:
+    dataset = await world.dataset()
+    await world.forecast(dataset, medians=MEDIANS | {"SRV-5": 10.0}, finished_at=datetime(2022, 1, 1, tzinfo=UTC))
+    newest = await world.forecast(dataset)
+    memory = await world.forecast(await world.dataset(metric="mem"), metric="mem", medians=MEDIANS | {"SRV-5": 93.0})
+    await world.forecast(await world.dataset(metric="iops", unit=Unit.ABSOLUTE), metric="iops")
+    body = await get(client, "/servers/SRV-5")
+    assert body["bottleneck"] == "mem"
+    assert [(item["metric"], item["forecast_id"]) for item in body["items"]] == [
+        ("mem", str(memory)),
+        ("cpu_p95", str(newest)),
+    ]
+    assert body["without_threshold"] == ["iops"]
+    listed = await get(client, "/servers", metric="cpu_p95", sort="server_id")
+    shared = {name: value for name, value in body["items"][1].items() if name not in ("metric", "forecast_id")}
+    assert shared == listed["items"][4]
+    assert (await get(client, "/servers/SRV-4"))["bottleneck"] is None
+    await get(client, "/servers/unknown", 404)
+
+
+async def test_the_summary_adds_up(client: httpx.AsyncClient, world: World) -> None:
+    await world.forecast(await world.dataset(business_unit={"SRV-1": "shop", "SRV-2": "shop"}))
+    body = await get(client, "/summary", by="region")
+    assert body["total"] == {
+        "servers": 5, "risk_high": 2, "very_high": 2, "high": 1, "normal": 1, "underutilized": 1,
+    }  # fmt: skip
+    assert [(group["group"], group["servers"]) for group in body["items"]] == [("eu", 2), ("us", 3)]
+    for name, total in body["total"].items():
+        assert sum(group[name] for group in body["items"]) == total
+    units = await get(client, "/summary", by="business_unit", limit=1)
+    rest = await get(client, "/summary", by="business_unit", limit=1, cursor=units["next_cursor"])
+    assert [page["items"][0]["group"] for page in (units, rest)] == ["shop", None]
+    assert rest["next_cursor"] is None
+    await get(client, "/summary", 422)
+    await get(client, "/summary", 422, by="shoe_size")
+
+
+async def test_an_answer_that_failed_is_made_again(client: httpx.AsyncClient, world: World) -> None:
+    forecast = await world.forecast(await world.dataset(unit=Unit.ABSOLUTE, capacity=100.0))
+    await get(client, "/servers", 422, forecast_id=str(forecast), threshold=-5)
+    await get(client, "/servers", 422, forecast_id=str(forecast), threshold=-5)
+    await get(client, "/servers", forecast_id=str(forecast), threshold=5)
