@@ -16,12 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, NoReturn
 
 import httpx
 
@@ -46,16 +46,16 @@ class Stop(Exception):
 
 def run(settings: Settings) -> int:
     """The service, until Ctrl-C or SIGTERM."""
-    with _service(settings, sys.stderr) as tree:
+    with suppress(Stop), _service(settings, sys.stderr) as tree:
         print(f"Headroom is up: {tree.url}   API docs: {tree.url}/docs   Ctrl-C stops it.", flush=True)
-        tree.watch(lambda: False)
+        tree.watch()
     return 0
 
 
 def demo(settings: Settings, *, stay: bool) -> int:
     """The main job over HTTP: a fleet, an upload, a forecast, its comparison, the servers at risk."""
     log = tempfile.NamedTemporaryFile("w", prefix="headroom-demo-", suffix=".log", delete=False)  # noqa: SIM115
-    with log, _service(settings, log) as tree:
+    with suppress(Stop), log, _service(settings, log) as tree:
         client.console.print(f"Headroom is up at {tree.url} (its log: {log.name})")
         with client.connect(client.Address(url=tree.url)) as headroom:
             _main_job(headroom)
@@ -64,14 +64,14 @@ def demo(settings: Settings, *, stay: bool) -> int:
         )
         if stay:
             client.console.print("Ctrl-C stops it.")
-            tree.watch(lambda: False)
+            tree.watch()
     return 0
 
 
 def _main_job(headroom: client.Client) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "reference-fleet.parquet"
-        fleet.write(fleet.generate(120, date(2022, 12, 31), date(2025, 12, 31), 42), file)
+        fleet.write(fleet.generate(120, date(2023, 1, 1), date(2025, 12, 31), 42), file)
         dataset = headroom.add_dataset(file)
     client.console.print(
         f"Uploaded the reference fleet: {dataset['servers']} servers, {dataset['rows']:,} rows, "
@@ -111,9 +111,9 @@ class _Tree:
                 raise CannotStart("The API did not start; its log says why.")
             time.sleep(TICK)
 
-    def watch(self, done: Callable[[], bool]) -> None:
-        """Keep everything up. Ends by Stop, or when `done`."""
-        while not done():
+    def watch(self) -> NoReturn:
+        """Keep everything up, until Stop."""
+        while True:
             time.sleep(TICK)
             if self._database is not None:
                 self._database.ensure()
@@ -147,19 +147,16 @@ class _Tree:
 
 @contextmanager
 def _service(settings: Settings, log: IO[str]) -> Iterator[_Tree]:
-    """The tree, up; stopped at the end of the block, which Ctrl-C and SIGTERM end early and quietly."""
+    """The tree, up; stopped at the end of the block. Ctrl-C and SIGTERM raise Stop."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _asked_to_stop)
     _port_is_free(settings)
-    try:
-        with DataDirLock(settings.data_dir):
-            if settings.database_url is not None:
-                yield from _up(settings, None, settings.database_url, log)
-            else:
-                with EmbeddedPostgres(settings.data_dir) as database:
-                    yield from _up(settings, database, database.url, log)
-    except Stop:
-        pass
+    with DataDirLock(settings.data_dir):
+        if settings.database_url is not None:
+            yield from _up(settings, None, settings.database_url, log)
+        else:
+            with EmbeddedPostgres(settings.data_dir) as database:
+                yield from _up(settings, database, database.url, log)
 
 
 def _up(settings: Settings, database: EmbeddedPostgres | None, url: str, log: IO[str]) -> Iterator[_Tree]:
