@@ -28,6 +28,7 @@ class Database:
             max_overflow=size,
             pool_pre_ping=True,
             pool_timeout=10,
+            hide_parameters=True,  # values have no business in an error or a log
             connect_args={"options": "-c timezone=UTC", "connect_timeout": 5},
         )
 
