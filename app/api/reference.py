@@ -19,7 +19,10 @@ ASSETS = Path(fastapi_offline.__file__).parent / "static"
 
 router = APIRouter(include_in_schema=False, dependencies=[OPEN])
 
-_HEAD = '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+_HEAD = (
+    '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    '<link rel="icon" href="data:,">'
+)
 
 
 @router.get("/openapi.json")
@@ -31,7 +34,6 @@ async def openapi(request: Request) -> JSONResponse:
 async def docs() -> HTMLResponse:
     return HTMLResponse(
         f"{_HEAD}<title>Headroom API</title>"
-        '<link rel="icon" href="/static/reference/favicon.png">'
         '<link rel="stylesheet" href="/static/reference/swagger-ui.css"><div id="reference"></div>'
         '<script src="/static/reference/swagger-ui-bundle.js"></script><script src="/static/reference.js"></script>'
     )

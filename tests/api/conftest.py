@@ -56,7 +56,7 @@ def server(tmp_path: Path, database_url: str) -> Iterator[str]:
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli", "serve"], env=environment, stdout=output, stderr=subprocess.STDOUT
+            [Path(sys.executable).with_name("headroom"), "serve"], env=environment, stdout=output, stderr=subprocess.STDOUT
         )
     try:
         _wait(f"http://127.0.0.1:{port}/readyz", process, log)
