@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 import numpy as np
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.responses import JSONResponse
 
@@ -49,6 +49,7 @@ from app.services.answers import NOMINAL_COVERAGE, Position, Selection
 
 router = APIRouter(prefix="/forecasts", tags=["forecasts"])
 
+ForecastId = Annotated[UUID, Path(description="The forecast.", examples=["7f3f2c9e-6c0f-4f57-9d53-0c1f6a3b9a10"])]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -111,7 +112,7 @@ async def listed(
 
 
 @router.get("/{forecast_id}", dependencies=[scope("read")], summary="Show a forecast", responses=problems(NotFound))
-async def show(forecast_id: UUID, services: Services) -> ForecastState:
+async def show(forecast_id: ForecastId, services: Services) -> ForecastState:
     """Its status, its runs with their progress, its cost, and what was asked for."""
     return ForecastState.of(await services.forecasts.get(forecast_id))
 
@@ -123,7 +124,7 @@ async def show(forecast_id: UUID, services: Services) -> ForecastState:
     summary="Cancel a forecast",
     responses=problems(NotFound, Conflict),
 )
-async def cancel(forecast_id: UUID, services: Services) -> ForecastState:
+async def cancel(forecast_id: ForecastId, services: Services) -> ForecastState:
     """Stop the runs that have not ended; results of those that have are kept."""
     return ForecastState.of(await services.forecasts.cancel(forecast_id))
 
@@ -135,7 +136,7 @@ async def cancel(forecast_id: UUID, services: Services) -> ForecastState:
     summary="Delete a forecast",
     responses=problems(NotFound, Conflict),
 )
-async def delete(forecast_id: UUID, services: Services) -> None:
+async def delete(forecast_id: ForecastId, services: Services) -> None:
     """A forecast that has ended, with its runs and results."""
     await services.forecasts.delete(forecast_id)
 
@@ -157,7 +158,7 @@ async def delete(forecast_id: UUID, services: Services) -> None:
     },
 )
 async def events(
-    forecast_id: UUID,
+    forecast_id: ForecastId,
     services: Services,
     last_event_id: Annotated[int | None, Header(description="Resume behind this event.", examples=[7])] = None,
 ) -> Response:
@@ -184,7 +185,7 @@ async def events(
     },
 )
 async def read_quantiles(
-    forecast_id: UUID,
+    forecast_id: ForecastId,
     request: Request,
     services: Services,
     paging: PagingParameters,
@@ -218,7 +219,7 @@ async def read_quantiles(
     responses=problems(NotFound, ForecastNotReady, NoResults),
 )
 async def comparison(
-    forecast_id: UUID,
+    forecast_id: ForecastId,
     services: Services,
     paging: PagingParameters,
     by: Annotated[Literal["server_id"] | None, Query(description="Per server instead of pooled.")] = None,

@@ -31,7 +31,7 @@ class Page(BaseModel, Generic[T]):
     """One page of a list."""
 
     # A parametrised generic does not inherit the docstring.
-    model_config = ConfigDict(json_schema_extra={"description": "One page of a list."})
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema.setdefault("description", "One page of a list."))
 
     items: list[T] = Field(description="This page, in the order of the list.")
     next_cursor: str | None = Field(

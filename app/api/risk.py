@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import numpy as np
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
 from app.api.auth import scope
@@ -22,6 +22,7 @@ _AS_OF = Field(
     examples=["2022-12-31"],
 )
 _FORECAST = Field(description="The forecast that is judged.", examples=["7f3f2c9e-6c0f-4f57-9d53-0c1f6a3b9a10"])
+_SERVER = Field(description="The server.", examples=["SRV-0001"])
 _METRIC = Field(description="What is forecast.", examples=["cpu_p95"])
 
 
@@ -55,7 +56,7 @@ class PeakWindow(BaseModel):
 class RiskItem(BaseModel):
     """One server and one metric."""
 
-    server_id: str = Field(examples=["SRV-0001"])
+    server_id: str = _SERVER
     model: str = Field(description="Whose forecast it is.", examples=["auto"])
     threshold: float = Field(
         description="What a value must be over to be a breach, in the metric's unit.", examples=[90.0]
@@ -119,7 +120,7 @@ class MetricRisk(RiskItem):
 class ServerAnswer(BaseModel):
     """A server over all metrics that were forecast."""
 
-    server_id: str = Field(examples=["SRV-0001"])
+    server_id: str = _SERVER
     bottleneck: str | None = Field(
         description="The metric with the shortest conservative runway; null when none runs out.", examples=["cpu_p95"]
     )
@@ -134,10 +135,10 @@ class LevelCounts(BaseModel):
 
     servers: int = Field(description="All of them.", examples=[40])
     risk_high: int = Field(description="Those of which some p90 is over the threshold.", examples=[5])
-    very_high: int = Field(examples=[4])
-    high: int = Field(examples=[6])
-    normal: int = Field(examples=[22])
-    underutilized: int = Field(examples=[8])
+    very_high: int = Field(description="Those whose level is `very_high`.", examples=[4])
+    high: int = Field(description="Those whose level is `high`.", examples=[6])
+    normal: int = Field(description="Those whose level is `normal`.", examples=[22])
+    underutilized: int = Field(description="Those whose level is `underutilized`.", examples=[8])
 
 
 class GroupCounts(LevelCounts):
@@ -162,6 +163,7 @@ class SummaryPage(Page[GroupCounts]):
 ForecastId = Annotated[
     UUID | None, Query(description="The forecast; by default the newest that succeeded (of `metric`, if given).")
 ]
+ServerId = Annotated[str, Path(description="The server, as its datasets name it.", examples=["SRV-0001"])]
 Metric = Annotated[str | None, Query(description="Picks among metrics when no forecast is named.")]
 Model = Annotated[str | None, Query(description="Whose run; by default the forecast's best model.")]
 Threshold = Annotated[
@@ -223,7 +225,7 @@ async def list_servers(
 
 
 @router.get("/servers/{server_id}", summary="One server over all metrics", responses=problems(NotFound))
-async def show_server(services: Services, server_id: str, threshold: Threshold = None) -> ServerAnswer:
+async def show_server(services: Services, server_id: ServerId, threshold: Threshold = None) -> ServerAnswer:
     """The newest succeeded forecast of each metric that holds the server, and which metric runs out first."""
     answers, without = await services.risk.server(server_id, threshold)
     items = sorted(
