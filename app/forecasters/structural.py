@@ -422,21 +422,31 @@ def _errors(
     error[~inside] = np.nan
 
     size = np.abs(error)
-    own = np.maximum(np.nanmean(size[:, :, : max(1, len(steps) // 3)].reshape(len(panel), -1), axis=1), 1e-9)
+    near = size[:, :, : max(1, len(steps) // 3)].reshape(len(panel), -1)
+    own = np.maximum(np.nanmean(near, axis=1), 1e-9)
     relative = np.minimum(size / own[:, None, None], 20.0)
-    seen = np.isfinite(relative)
-    count = seen.sum(axis=(0, 1))
-    growth = np.where(seen, relative, 0.0).sum(axis=(0, 1)) / np.maximum(count, 1)
-    reliable = count > 0.02 * len(panel) * ORIGINS
-    growth = np.interp(steps, steps[reliable], np.maximum.accumulate(growth[reliable])) if reliable.any() else growth
-    standard = error / (own[:, None, None] * growth)
+    count = inside.sum(axis=(0, 1))
+    growth = np.where(inside, relative, 0.0).sum(axis=(0, 1)) / np.maximum(count, 1)
+    reliable = (count > 0.02 * len(panel) * ORIGINS) | (np.arange(len(steps)) == 0)
+    growth = np.interp(steps, steps[reliable], np.maximum.accumulate(np.maximum(growth[reliable], 1e-9)))
 
-    shape = np.nanquantile(standard.reshape(len(panel), -1), GRID, axis=1).T
-    live = np.nanstd(standard.reshape(len(panel), -1), axis=1) > 1e-6
-    fleet = np.nanquantile(standard[live], GRID) if live.any() else np.zeros(len(GRID))
+    standard = np.sort((error / (own[:, None, None] * growth)).reshape(len(panel), -1), axis=1)
+    shape = _quantiles(standard)
+    live = shape[:, -1] - shape[:, 0] > 1e-6
+    known = standard[live]
+    fleet = np.quantile(known[np.isfinite(known)], GRID) if live.any() else np.zeros(len(GRID))
     mine = ((panel.last - panel.first + 1) / (panel.last - panel.first + 1 + OWN_SHAPE))[:, None]
     shape = np.where(live[:, None], mine * shape + (1 - mine) * fleet, 0.0)
     return own[:, None] * np.interp(np.arange(horizon), steps, growth), shape
+
+
+def _quantiles(ordered: Array) -> Array:
+    """Of each row, ascending with its NaN last, at the levels of GRID: (servers, levels of GRID)."""
+    place = np.array(GRID) * (np.isfinite(ordered).sum(axis=1, keepdims=True) - 1)
+    left = np.floor(place).astype(np.int64)
+    low = np.take_along_axis(ordered, left, axis=1)
+    high = np.take_along_axis(ordered, np.ceil(place).astype(np.int64), axis=1)
+    return np.asarray(low + (place - left) * (high - low))
 
 
 def _between(shape: Array, quantiles: Sequence[float]) -> Array:
