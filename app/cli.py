@@ -16,7 +16,7 @@ from rich.console import Console
 from app import client, foreground, logs
 from app.domain import fleet as reference_fleet
 from app.errors import HeadroomError
-from app.main import create_app
+from app.main import check, create_app
 from app.settings import Settings
 from app.storage.embedded import EmbeddedPostgres
 from app.storage.migrate import upgrade
@@ -64,12 +64,14 @@ def serve() -> None:
     """The API alone."""
     logs.configure()
     with _settled() as settings:
+        asyncio.run(check(settings))
         uvicorn.run(
             create_app(settings),
             host=settings.host,
             port=settings.port,
             log_config=None,
             access_log=False,
+            server_header=False,
             timeout_graceful_shutdown=3,
         )
 

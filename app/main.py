@@ -21,6 +21,12 @@ STATIC = Path(__file__).parent / "web" / "static"
 ROUTERS = (forecasts.router, risk.router, auth.router, health.router, reference.router)
 
 
+async def check(settings: Settings) -> None:
+    """Raise CannotStart where the service must not listen, before it does; the application asks once more."""
+    async with assemble(settings) as services:
+        await services.keys.check_exposure(settings.host)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The application; its services live from the start of its lifespan to the end."""
 

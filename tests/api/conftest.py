@@ -47,6 +47,7 @@ def server(tmp_path: Path, database_url: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    headroom = Path(sys.executable).with_name("headroom")
     log = tmp_path / "serve.log"
     environment = os.environ | {
         "DATABASE_URL": database_url,
@@ -55,9 +56,7 @@ def server(tmp_path: Path, database_url: str) -> Iterator[str]:
         "HEADROOM_PORT": str(port),
     }
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("headroom"), "serve"], env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
+        process = subprocess.Popen([headroom, "serve"], env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         _wait(f"http://127.0.0.1:{port}/readyz", process, log)
         yield f"http://127.0.0.1:{port}"
