@@ -100,9 +100,9 @@ def template(normal_scores: Array, horizon: int, paths: int = PATHS, seed: int =
     whole = known.mean(axis=1) >= FILLED if scores.shape[1] == horizon else np.zeros(len(scores), dtype=np.bool_)
     if whole.sum() < FEWEST:
         return autoregressive(horizon, _correlation(scores), paths, seed)
-    trajectories = _filled(scores[whole])
+    trajectories = scores[whole]
     chosen = np.concatenate([random.permutation(len(trajectories)) for _ in range(-(-paths // len(trajectories)))])
-    return Template(_ranks(trajectories[chosen[:paths]], random), "residuals")
+    return Template(_ranks(_filled(trajectories[chosen[:paths]]), random), "residuals")
 
 
 def autoregressive(horizon: int, correlation: float = CORRELATION, paths: int = PATHS, seed: int = 0) -> Template:

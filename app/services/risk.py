@@ -231,19 +231,18 @@ class RiskService:
         """How many servers are at each level, in all and per value of an attribute. Raises what `servers` raises."""
         fleet = await self._fleet(question)
         judged = await self._judged(fleet, question.threshold)
-        groups = fleet.attribute(by)
-        names = sorted({group for group in groups if group is not None})
+        rows: dict[str | None, list[int]] = {}
+        for row, group in enumerate(fleet.attribute(by)):
+            rows.setdefault(group, []).append(row)
+        names = sorted(rows, key=lambda name: (name is None, name))
         return Summary(
             fleet.forecast.id,
             fleet.metric,
             fleet.contents.frequency,
             judged.threshold,
             fleet.matrix.as_of.max(),
-            _count(None, judged.risk, np.arange(len(groups))),
-            [
-                _count(name, judged.risk, np.flatnonzero([group == name for group in groups]))
-                for name in (*names, *([None] if None in groups else []))
-            ],
+            _count(None, judged.risk, np.arange(len(fleet.servers))),
+            [_count(name, judged.risk, np.array(rows[name])) for name in names],
         )
 
     async def _fleet(self, question: Question) -> _Fleet:

@@ -1,4 +1,5 @@
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +60,32 @@ def test_the_example_worked_by_hand_in_the_docs():
     assert found.first_breach_p50 == np.datetime64("2023-01-03")
     assert round(found.expected_breach_days.item(), 4) == 0.7198
     assert round(found.severity.item(), 4) == 4.9658
+
+
+def test_the_docs_show_the_figures_of_the_example():
+    text = (Path(__file__).parents[2] / "docs" / "risk.md").read_text("utf-8")
+    values, limit = np.array(EXAMPLE, dtype=np.float64), np.full((1, 3), 90.0)
+    template = Template(np.array(EXAMPLE_RANKS, dtype=np.uint16), "by hand")
+    below = quantiles.cdf(values, BASE, limit, 0.0, np.inf)
+    excess = quantiles.mean_excess(values, BASE, limit, 0.0, np.inf)
+    names, seen = np.array(list("ABCDEFGHIJ")), set()
+    for day in range(3):
+        breaching = names[(template.ranks[:, day] + 0.5) / 10 > below[0, day]]
+        seen |= set(breaching.tolist())
+        ranks = " ".join(map(str, template.ranks[:, day]))
+        p10, p50, p90 = EXAMPLE[0][day]
+        assert f"| {day + 1} | {p10} | {p50} | {p90} | {ranks} |" in text
+        row = (
+            f"{day + 1}",
+            f"{norm.ppf(below[0, day]):.5f}",
+            f"{1 - below[0, day]:.4f}",
+            " ".join(breaching),
+            " ".join(sorted(seen)),
+            f"{template.breached_by(below)[0, day]:.4f}",
+            f"{excess[0, day]:.4f}",
+        )
+        assert f"| {' | '.join(row)} |" in text
+    assert f"{1 - below.prod():.4f}." in text
 
 
 def test_a_breach_is_strictly_over_the_threshold():
