@@ -1,0 +1,153 @@
+"""S3: reading an object that a caller names, and keeping history files under the contract of storage/artifacts.
+
+Which buckets a caller may name is settled before anything here is called. Transfers are retried by botocore with
+jittered back-off; an object is taken whole, as it stood when its reading began, or not at all.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aioboto3
+from aiobotocore.config import AioConfig
+from botocore.exceptions import BotoCoreError, ClientError
+
+from app.errors import AwsUnavailable, Forbidden, Invalid, NotFound, TooLarge
+
+_CHUNK = 1 << 20
+_CONFIG = AioConfig(connect_timeout=3, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 4})
+_ABSENT = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
+_DENIED = ("403", "AccessDenied")
+
+
+class _Changed(Exception):
+    """The object was replaced, or ended early, while it was read."""
+
+
+@dataclass(frozen=True)
+class S3:
+    """How to reach S3. Credentials are found in the usual places."""
+
+    region: str | None = None
+    endpoint_url: str | None = None
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Any]:
+        """A client whose failures are ours. Raises AwsUnavailable, and ClientError for what the caller knows."""
+        session = aioboto3.Session(region_name=self.region)
+        try:
+            async with session.client("s3", endpoint_url=self.endpoint_url, config=_CONFIG) as client:
+                yield client
+        except BotoCoreError as error:
+            raise AwsUnavailable(f"S3 cannot be reached just now ({type(error).__name__}).") from error
+
+    async def fetch(self, bucket: str, key: str, target: Path, limit: int) -> None:
+        """Write an object to a local file.
+
+        Raises Invalid (`source-not-found`), Forbidden (`s3-not-allowed`), TooLarge, AwsUnavailable.
+        """
+        try:
+            async with self.client() as client:
+                await _download(client, bucket, key, target, limit)
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code in _ABSENT:
+                raise Invalid(f"There is no object {key!r} in bucket {bucket!r}.", slug="source-not-found") from error
+            if code in _DENIED:
+                detail = f"AWS does not let Headroom read {key!r} in bucket {bucket!r}."
+                raise Forbidden(detail, slug="s3-not-allowed") from error
+            raise AwsUnavailable(f"S3 refused the request ({code}).") from error
+
+
+class S3Store:
+    """Objects under a prefix of one bucket. What is read is kept in `cache`, since a key never changes."""
+
+    def __init__(self, s3: S3, bucket: str, prefix: str, cache: Path) -> None:
+        self._s3, self._bucket, self._prefix, self._cache = s3, bucket, prefix, cache
+
+    async def put(self, key: str, file: Path) -> None:
+        async with self._client() as client:
+            await client.upload_file(str(file), self._bucket, self._prefix + key)
+
+    async def local(self, key: str) -> Path:
+        path = self._cached(key)
+        if await asyncio.to_thread(path.is_file):
+            return path
+        await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+        arriving = path.with_name(f".{path.name}.{uuid4().hex}")
+        try:
+            async with self._client() as client:
+                await _download(client, self._bucket, self._prefix + key, arriving, limit=1 << 62)
+            await asyncio.to_thread(os.replace, arriving, path)
+        finally:
+            await asyncio.to_thread(arriving.unlink, missing_ok=True)
+        return path
+
+    async def delete(self, key: str) -> None:
+        async with self._client() as client:
+            await client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+        await asyncio.to_thread(self._cached(key).unlink, missing_ok=True)
+
+    async def exists(self, key: str) -> bool:
+        with suppress(NotFound):
+            async with self._client() as client:
+                await client.head_object(Bucket=self._bucket, Key=self._prefix + key)
+                return True
+        return False
+
+    async def require(self, size: int) -> None:
+        """S3 has room for everything."""
+
+    async def check(self) -> None:
+        async with self._client() as client:
+            await client.head_bucket(Bucket=self._bucket)
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[Any]:
+        try:
+            async with self._s3.client() as client:
+                yield client
+        except ClientError as error:
+            code = error.response["Error"]["Code"]
+            if code in _ABSENT:
+                raise NotFound("The store has no such file.") from error
+            raise AwsUnavailable(f"The store in S3 refused the request ({code}).") from error
+
+    def _cached(self, key: str) -> Path:
+        path = self._cache / key
+        if not path.resolve().is_relative_to(self._cache.resolve()):
+            raise ValueError(f"{key!r} is no key of a store")
+        return path
+
+
+async def _download(client: Any, bucket: str, key: str, target: Path, limit: int) -> None:
+    """An object to a file, of one version and in its full length. Tried again when it changes meanwhile."""
+    for last in (False, False, True):
+        try:
+            return await _download_once(client, bucket, key, target, limit)
+        except _Changed:
+            if last:
+                raise AwsUnavailable(f"The object {key!r} kept changing, or breaking off, while it was read.") from None
+
+
+async def _download_once(client: Any, bucket: str, key: str, target: Path, limit: int) -> None:
+    answer = await client.get_object(Bucket=bucket, Key=key)
+    size = int(answer["ContentLength"])
+    if size > limit:
+        raise TooLarge(f"The object has {size >> 20:,} MB; the limit is {limit >> 20:,} MB.")
+    received = 0
+    async with answer["Body"] as body:
+        file = await asyncio.to_thread(target.open, "wb")
+        try:
+            while chunk := await body.read(_CHUNK):
+                received += len(chunk)
+                await asyncio.to_thread(file.write, chunk)
+        finally:
+            await asyncio.to_thread(file.close)
+    if received != size:
+        raise _Changed
