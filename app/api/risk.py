@@ -72,8 +72,8 @@ class RiskItem(BaseModel):
         description="P(some step of the horizon breaches), from joint sample paths.", examples=[0.83]
     )
     expected_breach_days: float = Field(description="Sum over the steps of P(breach), in days.", examples=[4.2])
-    runway_days: Runway
-    first_breach: FirstBreach
+    runway_days: Runway = Field(description="Days left before the threshold is passed.")
+    first_breach: FirstBreach = Field(description="Dates by which the first breach has happened.")
     headroom_pct: float = Field(
         description="Room between the highest p90 and the threshold, 0 when there is none: in percentage points; for an"
         " absolute metric in percent of the threshold.",
@@ -164,7 +164,9 @@ ForecastId = Annotated[
     UUID | None, Query(description="The forecast; by default the newest that succeeded (of `metric`, if given).")
 ]
 ServerId = Annotated[str, Path(description="The server, as its datasets name it.", examples=["SRV-0001"])]
-Metric = Annotated[str | None, Query(description="Picks among metrics when no forecast is named.")]
+Metric = Annotated[
+    str | None, Query(description="Picks among metrics when no forecast is named.", examples=["cpu_p95"])
+]
 Model = Annotated[str | None, Query(description="Whose run; by default the forecast's best model.")]
 Threshold = Annotated[
     float | None,
@@ -172,9 +174,10 @@ Threshold = Annotated[
         allow_inf_nan=False,
         description="In the metric's unit, for all servers. By default each server's own attribute `threshold` (for an"
         " absolute metric also `capacity`), else 90 for percent and 0.9 for ratios.",
+        examples=[80],
     ),
 ]
-Values = Annotated[list[str], Query(description="Only servers with one of these values.")]
+Values = Annotated[list[str], Query(description="Only servers with one of these values.", examples=[["north"]])]
 
 _RESPONSES = problems(BadCursor, NotFound, ForecastNotReady, NoResults, ThresholdRequired)
 
@@ -189,7 +192,9 @@ async def list_servers(
     metric: Metric = None,
     model: Model = None,
     threshold: Threshold = None,
-    level: Annotated[list[Level], Query(description="Only servers at one of these levels.")] = [],  # noqa: B006
+    level: Annotated[
+        list[Level], Query(description="Only servers at one of these levels.", examples=[["very_high", "high"]])
+    ] = [],  # noqa: B006
     business_unit: Values = [],  # noqa: B006
     region: Values = [],  # noqa: B006
     criticality: Values = [],  # noqa: B006
@@ -197,7 +202,8 @@ async def list_servers(
         Sort,
         Query(
             description="`runway`: the shortest conservative one first, those without one by breach probability;"
-            " `breach_probability` and `max_p90`: the highest first; `server_id`: ascending."
+            " `breach_probability` and `max_p90`: the highest first; `server_id`: ascending.",
+            examples=["breach_probability"],
         ),
     ] = "runway",
 ) -> RiskPage:
@@ -245,7 +251,7 @@ async def show_server(services: Services, server_id: ServerId, threshold: Thresh
 async def summarise(
     services: Services,
     paging: PagingParameters,
-    by: Annotated[Group, Query(description="The attribute that makes the groups.")],
+    by: Annotated[Group, Query(description="The attribute that makes the groups.", examples=["region"])],
     forecast_id: ForecastId = None,
     metric: Metric = None,
     model: Model = None,
