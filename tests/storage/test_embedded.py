@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,13 +23,39 @@ from app.storage.embedded import MAJOR, SOCKET_PATH_BYTES, EmbeddedPostgres
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="drops privileges, so it must begin as root")
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
+@contextlib.contextmanager
+def open_folder() -> Iterator[Path]:
     """An empty folder which, unlike pytest's own, another user may enter."""
     made = Path(tempfile.mkdtemp(prefix="headroom-embedded-"))
     made.chmod(0o711)
     yield made
     shutil.rmtree(made)
+
+
+@pytest.fixture
+def empty() -> Iterator[Path]:
+    with open_folder() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def stopped() -> Iterator[Path]:
+    """A data folder whose server ran once, and stopped."""
+    with open_folder() as made:
+        with EmbeddedPostgres(made):
+            pass
+        yield made
+
+
+@pytest.fixture
+def folder(stopped: Path, empty: Path) -> Path:
+    """A copy of its files with the same programs: a cluster need not be made for every test."""
+    home = empty / f"pg{MAJOR}"
+    home.mkdir(mode=0o711)
+    subprocess.run(["cp", "-a", stopped / home.name / "data", home], check=True)
+    for programs in (stopped / home.name).glob("binaries-*"):
+        (home / programs.name).symlink_to(programs)
+    return empty
 
 
 class Holder:
@@ -38,6 +65,84 @@ class Holder:
 import sys, psycopg
 from pathlib import Path
 from app.storage.embedded import EmbeddedPostgres
+
+def commit(url):
+    with psycopg.connect(url) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS kept (note text)")
+        connection.execute("INSERT INTO kept VALUES ('committed')")
+
+with EmbeddedPostgres(Path(sys.argv[1])) as url:
+    commit(url)
+    print(url, flush=True)
+    try:
+        sys.stdin.readline()
+    except KeyboardInterrupt:
+        commit(url)
+        print("interrupted, the database still answers", flush=True)
+"""
+
+    def __init__(self, folder: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.SCRIPT, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.url = self.line()
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def wait(self) -> int:
+        with self.process:
+            return self.process.wait(60)
+
+    def leave(self) -> int:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.wait()
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        self.process.send_signal(number)
+        return self.wait()
+
+
+def postmaster(folder: Path) -> psutil.Process:
+    pid = (folder / f"pg{MAJOR}" / "data" / "postmaster.pid").read_text().split()[0]
+    return psutil.Process(int(pid))
+
+
+def server_processes(folder: Path) -> list[psutil.Process]:
+    found = postmaster(folder)
+    return [found, *found.children(recursive=True)]
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        # The children may leave by themselves once the postmaster, the first, is dead.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether all of them end; a zombie has ended, only nobody has asked for its exit code yet."""
+    deadline = time.monotonic() + 30
+    while not all(ended(process) for process in processes):
+        if time.monotonic() > deadline:
+            return False
+        psutil.wait_procs(processes, timeout=0.05)
+    return True
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
 
 def commit(url):
     with psycopg.connect(url) as connection:
@@ -262,12 +367,12 @@ def test_ctrl_c_reaches_the_holder_and_not_the_server(folder: Path) -> None:
     assert gone(processes)
 
 
-def test_a_half_made_cluster_is_made_anew(folder: Path) -> None:
-    staging = folder / f"pg{MAJOR}" / "data.new"
+def test_a_half_made_cluster_is_made_anew(empty: Path) -> None:
+    staging = empty / f"pg{MAJOR}" / "data.new"
     staging.mkdir(parents=True)
     staging.parent.chmod(0o711)
     (staging / "PG_VERSION").write_text(f"{MAJOR}\n")
-    with EmbeddedPostgres(folder) as url:
+    with EmbeddedPostgres(empty) as url:
         commit(url, "whole")
         assert not staging.exists()
 
@@ -285,8 +390,8 @@ def test_a_stale_pid_that_is_somebody_elses_now(folder: Path) -> None:
         assert notes(url) == ["before the kill"]
 
 
-def test_a_folder_too_deep_for_a_socket(folder: Path) -> None:
-    deep = folder
+def test_a_folder_too_deep_for_a_socket(empty: Path) -> None:
+    deep = empty
     while len(os.fsencode(deep)) <= SOCKET_PATH_BYTES:
         deep = deep / "deeper-and-deeper"
         deep.mkdir(mode=0o711)
@@ -299,21 +404,21 @@ def test_a_folder_too_deep_for_a_socket(folder: Path) -> None:
     socket.rmdir()
 
 
-def test_a_socket_folder_that_others_may_enter_is_refused(folder: Path) -> None:
-    run = folder / f"pg{MAJOR}" / "run"
+def test_a_socket_folder_that_others_may_enter_is_refused(empty: Path) -> None:
+    run = empty / f"pg{MAJOR}" / "run"
     run.mkdir(parents=True)
     run.parent.chmod(0o711)
     run.chmod(0o777)
     with pytest.raises(CannotStart, match="mode 0700"):
-        EmbeddedPostgres(folder).start()
+        EmbeddedPostgres(empty).start()
 
 
-def test_data_of_another_version_is_not_passed_over(folder: Path) -> None:
-    other = folder / "pg17" / "data"
+def test_data_of_another_version_is_not_passed_over(empty: Path) -> None:
+    other = empty / "pg17" / "data"
     other.mkdir(parents=True)
     (other / "PG_VERSION").write_text("17\n")
     with pytest.raises(CannotStart, match="PostgreSQL 17"):
-        EmbeddedPostgres(folder).start()
+        EmbeddedPostgres(empty).start()
 
 
 @as_root
@@ -326,8 +431,8 @@ def test_root_hands_the_server_to_an_unprivileged_user(folder: Path) -> None:
 
 
 @as_root
-def test_a_data_folder_that_the_database_cannot_reach(folder: Path) -> None:
-    closed = folder / "closed"
+def test_a_data_folder_that_the_database_cannot_reach(empty: Path) -> None:
+    closed = empty / "closed"
     closed.mkdir(mode=0o700)
     with pytest.raises(CannotStart) as refused:
         EmbeddedPostgres(closed / "headroom").start()
@@ -336,27 +441,27 @@ def test_a_data_folder_that_the_database_cannot_reach(folder: Path) -> None:
     assert closed.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_data_folder_is_run_once(folder: Path) -> None:
-    with DataDirLock(folder), pytest.raises(CannotStart) as refused:
-        DataDirLock(folder).acquire()
-    assert str(folder) in str(refused.value)
+def test_a_data_folder_is_run_once(empty: Path) -> None:
+    with DataDirLock(empty), pytest.raises(CannotStart) as refused:
+        DataDirLock(empty).acquire()
+    assert str(empty) in str(refused.value)
     assert f"process {os.getpid()}" in str(refused.value)
-    with DataDirLock(folder):
+    with DataDirLock(empty):
         pass
 
 
-def test_a_killed_process_holds_no_data_folder(folder: Path) -> None:
+def test_a_killed_process_holds_no_data_folder(empty: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from app.storage.datadir import DataDirLock\n"
         "with DataDirLock(Path(sys.argv[1])): print('held', flush=True); sys.stdin.readline()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, str(empty)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         with pytest.raises(CannotStart, match=f"process {process.pid}"):
-            DataDirLock(folder).acquire()
+            DataDirLock(empty).acquire()
         process.kill()
-    with DataDirLock(folder):
+    with DataDirLock(empty):
         pass
