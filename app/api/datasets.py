@@ -4,7 +4,7 @@ from datetime import date, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
@@ -91,6 +91,7 @@ class DatasetState(BaseModel):
         )
 
 
+DatasetId = Annotated[UUID, Path(description="Id of the dataset.")]
 Name = Annotated[
     str | None,
     Query(
@@ -202,7 +203,7 @@ async def upload(
     openapi_extra=_form(_NEWER),
 )
 async def continued(
-    dataset_id: UUID,
+    dataset_id: DatasetId,
     request: Request,
     response: Response,
     services: Services,
@@ -232,7 +233,7 @@ async def listed(services: Services, paging: PagingParameters) -> Page[DatasetSt
 
 
 @router.get("/{dataset_id}", dependencies=[scope("read")], summary="Show a dataset", responses=problems(NotFound))
-async def show(dataset_id: UUID, services: Services) -> DatasetState:
+async def show(dataset_id: DatasetId, services: Services) -> DatasetState:
     """What it holds, and what is odd about it."""
     return DatasetState.of(await services.datasets.get(dataset_id))
 
@@ -244,7 +245,7 @@ async def show(dataset_id: UUID, services: Services) -> DatasetState:
     summary="Delete a dataset",
     responses=problems(NotFound, Conflict),
 )
-async def delete(dataset_id: UUID, services: Services) -> None:
+async def delete(dataset_id: DatasetId, services: Services) -> None:
     """Gone with its history, unless a forecast uses it. Versions made from it stay."""
     await services.datasets.delete(dataset_id)
 
@@ -263,7 +264,7 @@ async def delete(dataset_id: UUID, services: Services) -> None:
     },
 )
 async def canvas_file(
-    dataset_id: UUID,
+    dataset_id: DatasetId,
     services: Services,
     metric: Annotated[str, Query(description="The metric to forecast.", examples=["cpu_p95"])],
 ) -> StreamingResponse:

@@ -10,19 +10,22 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from python_multipart.exceptions import MultipartParseError
-from python_multipart.multipart import MultipartCallbacks, MultipartParser, parse_options_header
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from app.api.strict import Body, Text
 from app.domain.dataset import Schema, Unit
 from app.errors import BadRequest, Complaint, IncompleteBody, Invalid, TooLarge, UnknownField, UnsupportedMediaType
 from app.services.datasets import S3Object, Sent
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 RAW = ("text/csv", "application/gzip", "application/x-gzip", "application/vnd.apache.parquet")
 FIELDS = ("file", "name", "schema")
@@ -163,7 +166,7 @@ class _Form:
         self._disposition = b""
         self._field = ""
 
-    def callbacks(self) -> MultipartCallbacks:
+    def callbacks(self) -> "MultipartCallbacks":
         return {
             "on_part_begin": self._on_part_begin,
             "on_part_data": self._on_part_data,
