@@ -15,6 +15,7 @@ Each server's history ends at its own last row; window w is the w-th last block 
 The newest `reported` windows are scored; the older ones are there to learn from.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,9 @@ class Trial:
     [w] that of back-test window w; NaN where a server's history was too short. `actual` (W, servers, horizon):
     what happened, unprepared, NaN = missing. `scale` (1 + W, servers): `seasonal_scale` of the history before
     each origin. `lower`, `upper` (servers,) bound every quantile. Windows 1 … `reported` are scored.
+
+    An ensemble learns its weights anew at each origin, so that its past forecasts were mixed unlike the one to be
+    calibrated: `rehearse`(w) gives `raw` with every window older than w mixed as w itself is.
     """
 
     levels: tuple[float, ...]
@@ -41,6 +45,7 @@ class Trial:
     lower: Array
     upper: Array
     reported: int
+    rehearse: Callable[[int], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,48 +79,32 @@ class Verdict:
 def judge(trial: Trial) -> Verdict:
     """Calibrate every forecast on the windows older than its own, and score the reported ones."""
     raw, crossed = uncross(trial.raw)
-    windows = len(trial.actual)
-    spread = [
-        calibration.floored(raw[w], trial.levels, trial.scale[w])
-        for w in range(windows + 1)
-    ]
-    observed = np.empty_like(trial.actual)
-    for w in range(windows):
-        observed[w] = calibration.scores(trial.actual[w], spread[w + 1], trial.levels)
-
-    def calibrated(w: int) -> Array:
-        if not np.isfinite(observed[w:]).any():
-            return raw[w]
-        return calibration.read(
-            spread[w],
-            trial.levels,
-            calibration.reading_points(observed[w:], trial.levels),
-        )
-
+    forecasts = np.array([_calibrated(trial, raw, w) for w in range(len(raw))])
     normal = np.empty_like(trial.actual)
-    reported = []
-    for w in range(1, windows + 1):
-        values = calibrated(w)
-        normal[w - 1] = calibration.scores(trial.actual[w - 1], values, trial.levels)
-        if w <= trial.reported:
-            reported.append(bounded(values, trial.lower, trial.upper))
-    forecasts = np.array(reported).reshape(-1, *raw.shape[1:])
-    base = forecasts[..., [trial.levels.index(level) for level in BASE]]
-    actual = trial.actual[: trial.reported]
-    scale = trial.scale[1 : 1 + trial.reported]
-    values = bounded(calibrated(0), trial.lower, trial.upper)
-    return Verdict(
-        values,
-        crossed,
-        pooled_scores(base, actual, scale),
-        server_scores(base, actual, scale),
-        normal,
-    )
+    for w, actual in enumerate(trial.actual, start=1):
+        normal[w - 1] = calibration.scores(actual, forecasts[w], trial.levels)
+
+    forecasts = np.clip(forecasts, trial.lower[:, None, None], trial.upper[:, None, None])
+    scored = slice(1, 1 + trial.reported)
+    base = forecasts[scored][..., [trial.levels.index(level) for level in BASE]]
+    compared = base, trial.actual[: trial.reported], trial.scale[scored]
+    return Verdict(forecasts[0], crossed, pooled_scores(*compared), server_scores(*compared), normal)
 
 
-def bounded(values: Array, lower: Array, upper: Array) -> Array:
-    """Quantiles (servers, horizon, levels) within each server's bounds."""
-    return np.clip(values, lower[:, None, None], upper[:, None, None])
+def _calibrated(trial: Trial, raw: Array, w: int) -> Array:
+    """Forecast `w` of the ascending `raw`, corrected by the windows older than it alone."""
+    made = raw if trial.rehearse is None else np.sort(trial.rehearse(w), axis=-1)
+    windows = len(trial.actual)
+    older = [
+        calibration.scores(
+            trial.actual[v - 1], calibration.floored(made[v], trial.levels, trial.scale[v]), trial.levels
+        )
+        for v in range(w + 1, windows + 1)
+    ]
+    if not any(np.isfinite(observed).any() for observed in older):
+        return np.asarray(raw[w])
+    points = calibration.reading_points(np.array(older), trial.levels)
+    return calibration.read(calibration.floored(raw[w], trial.levels, trial.scale[w]), trial.levels, points)
 
 
 def seasonal_scale(panel: Panel, season: int) -> Array:

@@ -20,11 +20,11 @@ from app.domain.panel import Array
 from app.domain.quantiles import BASE
 from app.forecasters._contract import Combined
 
-PRIOR = {"structural": 4.0, "gradient_boosting": 2.0, "seasonal_naive": 1.0}
+PRIOR = {"structural": 4.0, "gradient_boosting": 3.0, "seasonal_naive": 1.0}
 """What a member counts before any window has spoken."""
 
-POWER = 4.0
-"""How sharply the better is preferred: half the loss, 2 ** POWER times the weight."""
+POWER = 8.0
+"""How sharply the better is preferred: a tenth more loss, half the weight."""
 
 OWN = 3.0
 """Windows at which a server's own losses count as much as the fleet's."""
@@ -39,22 +39,32 @@ class Auto:
     def weigh(self, trials: Sequence[Trial]) -> Array:
         losses = np.array([_losses(trial) for trial in trials])  # (members, W, servers)
         prior = np.array([PRIOR[member] for member in self.members])
-        forecasts = losses.shape[1] + 1
-        there = np.array([np.isfinite(trial.raw).all(axis=(2, 3)) for trial in trials])  # (members, 1 + W, servers)
-        weights = [_weights(losses[:, w:], prior) for w in range(forecasts)]
-        usable = np.where(there.transpose(1, 0, 2), np.array(weights), 0.0)
-        total = usable.sum(axis=1, keepdims=True)
-        return np.where(total > 0, usable / np.where(total > 0, total, 1.0), 1 / len(self.members))
+        return np.array([_weights(losses[:, w:], prior) for w in range(losses.shape[1] + 1)])
 
     def combine(self, trials: Sequence[Trial]) -> Combined:
         weights = self.weigh(trials)
-        there = np.array([np.isfinite(trial.raw).all(axis=(2, 3)) for trial in trials])
-        raw = np.zeros_like(trials[0].raw)
-        for m, trial in enumerate(trials):
-            share = weights[:, m, :, None, None]
-            raw += np.where(share > 0, share * np.sort(trial.raw, axis=-1), 0.0)
-        raw[~there.any(axis=0)] = np.nan
-        return Combined(replace(trials[0], raw=raw), weights[0])
+        made = [np.sort(trial.raw, axis=-1) for trial in trials]
+
+        def rehearse(w: int) -> Array:
+            return _mixed(made, np.broadcast_to(weights[w], weights.shape))
+
+        return Combined(replace(trials[0], raw=_mixed(made, weights), rehearse=rehearse), weights[0])
+
+
+def _mixed(made: Sequence[Array], weights: Array) -> Array:
+    """Weighted mean of the members' quantiles (1 + W, servers, horizon, levels); weights (1 + W, members, servers).
+
+    A member that gave nothing for a server and window leaves its share to the others; NaN where none did.
+    """
+    total, raw = np.zeros(weights[:, 0].shape), np.zeros_like(made[0])
+    for m, forecast in enumerate(made):
+        share = np.where(np.isfinite(forecast).all(axis=(2, 3)), weights[:, m], 0.0)
+        total += share
+        raw += np.where(share[..., None, None] > 0, share[..., None, None] * forecast, 0.0)
+    some = total > 0
+    raw /= np.where(some, total, 1.0)[..., None, None]
+    raw[~some] = np.nan
+    return raw
 
 
 FORECASTER = Auto()
