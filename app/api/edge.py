@@ -8,7 +8,6 @@ import ipaddress
 import logging
 import re
 import time
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from fastapi.routing import APIRoute
@@ -70,7 +69,7 @@ class Edge:
                 headers["X-Request-ID"] = name
                 for header, value in _HEADERS.items():
                     headers.setdefault(header, value)
-                if not request.url.path.startswith("/static/"):
+                if not request.scope["path"].startswith("/static/"):
                     headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
@@ -78,11 +77,11 @@ class Edge:
             self._admit(request)
             await self._app(scope, _capped(scope, receive), dressed)
         except ClientDisconnect:
-            log.info("%s %s: the client went away", request.method, request.url.path)
+            log.info("%s %s: the client went away", request.method, request.scope["path"])
         except Exception as error:
             if status:
                 # Half an answer is out: only a broken connection can still tell the caller so.
-                log.exception("%s %s broke off", request.method, request.url.path)
+                log.exception("%s %s broke off", request.method, request.scope["path"])
                 raise
             await answer(request, error)(scope, receive, dressed)
         finally:
@@ -100,9 +99,9 @@ class Edge:
         origin = request.headers.get("origin")
         if origin is None or origin in self._origins:
             return
-        theirs = urlsplit(origin)
-        their_host, their_port = _host_and_port(theirs.netloc)
-        default = "443" if theirs.scheme == "https" else "80"
+        scheme, _, authority = origin.partition("://")
+        their_host, their_port = _host_and_port(authority)
+        default = "443" if scheme == "https" else "80"
         same_port = (their_port or default) == (port or ("443" if request.url.scheme == "https" else "80"))
         if their_host in self._hosts or (same_port and (their_host == host or {their_host, host} <= LOOPBACK)):
             return
@@ -116,7 +115,7 @@ class Edge:
         log.info(
             "%s %s %s",
             request.method,
-            request.url.path,
+            request.scope["path"],
             status or "(no answer)",
             extra={"route": template, "seconds": round(seconds, 4), "key": principal.key_id if principal else ""},
         )

@@ -94,7 +94,7 @@ def answer(request: Request, error: Exception) -> Response:
             logging.WARNING if known else logging.ERROR,
             "%s %s failed: %s",
             request.method,
-            request.url.path,
+            request.scope["path"],
             found.slug,
             exc_info=None if known else error,
         )
@@ -103,7 +103,7 @@ def answer(request: Request, error: Exception) -> Response:
         "title": found.title,
         "status": found.status,
         "detail": found.detail,
-        "instance": request.url.path,
+        "instance": request.scope["path"],
         "help": f"{_origin(request)}/docs/problems#{type(found).slug}",
         "request_id": request_id.get(),
         "errors": [
@@ -127,9 +127,9 @@ def refined(request: Request, error: Exception) -> HeadroomError:
         case RequestValidationError():
             return _invalid(request, error.errors())
         case HTTPException(status_code=404):
-            return NotFound(f"There is nothing at {request.url.path}. /docs lists every path.")
+            return NotFound(f"There is nothing at {request.scope['path']}. /docs lists every path.")
         case HTTPException(status_code=405):
-            return MethodNotAllowed(f"{request.url.path} has no {request.method}.")
+            return MethodNotAllowed(f"{request.scope['path']} has no {request.method}.")
         case HTTPException(status_code=413):
             return TooLarge(str(error.detail))
         case HTTPException() if error.status_code < 500:
@@ -158,7 +158,7 @@ def _invalid(request: Request, failures: Sequence[Mapping[str, Any]]) -> Headroo
         return UnsupportedMediaType(f"The body must be sent as Content-Type: application/json, not {sent}.")
     if all(failure["loc"][0] == "path" for failure in failures):
         # What cannot be an id is an id of nothing.
-        return NotFound(f"There is nothing at {request.url.path}.")
+        return NotFound(f"There is nothing at {request.scope['path']}.")
     unknown = [c.pointer for c in complaints if c.code == "unknown-field"]
     if unknown:
         return UnknownField(f"Unknown: {', '.join(unknown)}. /docs lists what this request takes.", errors=complaints)

@@ -190,6 +190,10 @@ async def test_a_session_ends_with_its_key_and_a_bad_key_gets_none(
         ({"Host": "127.0.0.1.evil.example"}, False),
         ({"Host": "10.9.8.7"}, False),
         ({"Host": ""}, False),
+        ({"Host": "["}, False),
+        ({"Host": "[::1"}, False),
+        ({"Host": "127.0.0.1:8000:8000"}, False),
+        ({"Host": "127.0.0.1@evil.example"}, False),
         ({"Origin": "http://127.0.0.1:8000"}, True),
         ({"Origin": "http://localhost:8000"}, True),
         ({"Origin": "https://planner.example"}, True),
@@ -198,6 +202,7 @@ async def test_a_session_ends_with_its_key_and_a_bad_key_gets_none(
         ({"Origin": "https://evil.example"}, False),
         ({"Origin": "https://evil.example:8000"}, False),
         ({"Origin": "null"}, False),
+        ({"Origin": "http://["}, False),
     ],
     ids=str,
 )
