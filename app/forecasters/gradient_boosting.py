@@ -184,6 +184,7 @@ def _design(history: _History, rows: Index, origins: Index, steps: Index) -> _De
         recent(52),
         *phases,
         last_year[0],
+        last_year[2],
     ]
     features = [
         steps,
@@ -201,11 +202,11 @@ def _design(history: _History, rows: Index, origins: Index, steps: Index) -> _De
 def _pairs(panel: Panel, horizon: int) -> tuple[Index, Index, Index]:
     """Training rows, drawn at random: server, origin and step, each target inside the server's history.
 
-    An origin has half of the server's history before it, or a year and a bit where there is more.
+    An origin has a third of the server's history before it, or thirteen seasons where there are more.
     """
     random = np.random.default_rng(SEED)
     length = panel.last - panel.first + 1
-    before = np.minimum(length // 2, 392 * panel.frequency.per_day)
+    before = np.minimum(length // 3, 13 * panel.frequency.season)
     each = np.minimum(min(ROWS_PER_SERVER, max(ROWS // len(panel), 1)), ROWS_PER_STEP * (length - before))
     rows = np.repeat(np.arange(len(panel)), each)
     longest = np.minimum(horizon, length - before)[rows]

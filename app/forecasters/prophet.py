@@ -27,7 +27,7 @@ SEED = 20_220_101
 TREND_CHANGE = 0.01
 """Prior scale of trend changes. Prophet's own 0.05 follows every turn of the past and draws it out over the horizon."""
 
-HORIZONS_OF_TREND = 5
+HORIZONS_OF_TREND = 4
 
 YEAR = np.timedelta64(365, "D")
 TWO_WEEKS = np.timedelta64(14, "D")
