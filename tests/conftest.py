@@ -57,12 +57,12 @@ def postgres_url() -> Iterator[str]:
     if url := os.environ.get("TEST_DATABASE_URL"):
         yield url
         return
-    with EmbeddedPostgres(Path(os.environ[FOLDER])) as url:
-        with psycopg.connect(url, autocommit=True) as connection:
+    with EmbeddedPostgres(Path(os.environ[FOLDER])) as server:
+        with psycopg.connect(server.url, autocommit=True) as connection:
             # What these tests write need not survive a power cut.
             connection.execute("ALTER SYSTEM SET fsync = off")
             connection.execute("SELECT pg_reload_conf()")
-        yield url
+        yield server.url
 
 
 @pytest.fixture(scope="session")

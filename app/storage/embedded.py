@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from importlib.metadata import distribution
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 from app.errors import CannotStart
@@ -129,16 +129,17 @@ class EmbeddedPostgres:
             with self._exclusive():
                 self._let_go()
 
-    def __enter__(self) -> str:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGHUP):
                 if signal.getsignal(number) is signal.SIG_DFL:
                     self._handlers[number] = signal.signal(number, _leave)
         try:
-            return self.start()
+            self.start()
         except BaseException:
             self._restore_handlers()
             raise
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -71,13 +71,13 @@ def commit(url):
         connection.execute("CREATE TABLE IF NOT EXISTS kept (note text)")
         connection.execute("INSERT INTO kept VALUES ('committed')")
 
-with EmbeddedPostgres(Path(sys.argv[1])) as url:
-    commit(url)
-    print(url, flush=True)
+with EmbeddedPostgres(Path(sys.argv[1])) as server:
+    commit(server.url)
+    print(server.url, flush=True)
     try:
         sys.stdin.readline()
     except KeyboardInterrupt:
-        commit(url)
+        commit(server.url)
         print("interrupted, the database still answers", flush=True)
 """
 
@@ -163,68 +163,66 @@ def shown(url: str, setting: str) -> str:
 
 
 def test_rows_outlive_a_stop_and_a_start(folder: Path) -> None:
-    with EmbeddedPostgres(folder) as url:
-        first = url
-        commit(url, "before")
+    with EmbeddedPostgres(folder) as server:
+        first = server.url
+        commit(server.url, "before")
         processes = server_processes(folder)
     assert gone(processes)
-    with EmbeddedPostgres(folder) as url:
-        assert url == first
-        assert notes(url) == ["before"]
+    with EmbeddedPostgres(folder) as server:
+        assert server.url == first
+        assert notes(server.url) == ["before"]
 
 
 def test_only_a_private_socket_and_durable_commits(folder: Path) -> None:
-    with EmbeddedPostgres(folder) as url:
-        assert shown(url, "listen_addresses") == ""
-        assert shown(url, "fsync") == "on"
-        assert shown(url, "synchronous_commit") == "on"
-        assert shown(url, "server_encoding") == "UTF8"
-        assert shown(url, "TimeZone") == "UTC"
-        assert shown(url, "server_version").split(".")[0] == str(MAJOR)
-        socket = Path(shown(url, "unix_socket_directories"))
+    with EmbeddedPostgres(folder) as server:
+        assert shown(server.url, "listen_addresses") == ""
+        assert shown(server.url, "fsync") == "on"
+        assert shown(server.url, "synchronous_commit") == "on"
+        assert shown(server.url, "server_encoding") == "UTF8"
+        assert shown(server.url, "TimeZone") == "UTC"
+        assert shown(server.url, "server_version").split(".")[0] == str(MAJOR)
+        socket = Path(shown(server.url, "unix_socket_directories"))
         assert socket.stat().st_mode & 0o777 == 0o700
         assert postmaster(folder).net_connections("inet") == []
 
 
 def test_a_killed_postmaster_is_started_again(folder: Path) -> None:
-    server = EmbeddedPostgres(folder)
-    with server as url:
-        commit(url, "before the kill")
+    with EmbeddedPostgres(folder) as server:
+        commit(server.url, "before the kill")
         killed = postmaster(folder)
         killed.kill()
         assert gone([killed])
         server.ensure()
-        assert notes(url) == ["before the kill"]
+        assert notes(server.url) == ["before the kill"]
 
 
 def test_ensure_leaves_a_living_server_alone(folder: Path) -> None:
-    server = EmbeddedPostgres(folder)
-    with server:
+    with EmbeddedPostgres(folder) as server:
         before = postmaster(folder)
         server.ensure()
         assert postmaster(folder) == before
 
 
 def test_a_killed_backend_takes_no_commit_with_it(folder: Path) -> None:
-    with EmbeddedPostgres(folder) as url:
-        commit(url, "before the kill")
-        with psycopg.connect(url) as victim:
+    with EmbeddedPostgres(folder) as server:
+        commit(server.url, "before the kill")
+        with psycopg.connect(server.url) as victim:
             pid = victim.info.backend_pid
             psutil.Process(pid).kill()
             with pytest.raises(psycopg.OperationalError):
                 victim.execute("SELECT 1")
         # All connections are dropped while the server recovers; a holder that joins waits for that.
         with EmbeddedPostgres(folder) as joined:
-            assert notes(joined) == ["before the kill"]
+            assert notes(joined.url) == ["before the kill"]
 
 
 def test_a_killed_holder_is_forgotten(folder: Path) -> None:
     holder = Holder(folder)
     processes = server_processes(folder)
     assert holder.kill() == -signal.SIGKILL
-    with EmbeddedPostgres(folder) as url:
+    with EmbeddedPostgres(folder) as server:
         assert postmaster(folder) == processes[0]
-        assert notes(url) == ["committed"]
+        assert notes(server.url) == ["committed"]
     assert gone(processes)
 
 
@@ -234,20 +232,19 @@ def test_all_killed_at_once(folder: Path) -> None:
     kill(processes)
     holder.kill()
     assert gone(processes)
-    with EmbeddedPostgres(folder) as url:
-        assert notes(url) == ["committed"]
+    with EmbeddedPostgres(folder) as server:
+        assert notes(server.url) == ["committed"]
 
 
 def test_start_waits_for_the_orphans_of_a_killed_postmaster(folder: Path) -> None:
     """A busy backend does not see its postmaster die, and no second server may touch the files until it is gone."""
-    server = EmbeddedPostgres(folder)
-    with server as url:
-        commit(url, "before the kill")
-        with psycopg.connect(url) as connection:
+    with EmbeddedPostgres(folder) as server:
+        commit(server.url, "before the kill")
+        with psycopg.connect(server.url) as connection:
             orphan = psutil.Process(connection.info.backend_pid)
             busy = threading.Thread(target=_count_for_ever, args=(connection,))
             busy.start()
-            with psycopg.connect(url) as watcher:
+            with psycopg.connect(server.url) as watcher:
                 running = "SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active'"
                 while not watcher.execute(running, (orphan.pid,)).rowcount:
                     watcher.rollback()
@@ -260,7 +257,7 @@ def test_start_waits_for_the_orphans_of_a_killed_postmaster(folder: Path) -> Non
             orphan.kill()
             busy.join(60)
             restart.join(60)
-        assert notes(url) == ["before the kill"]
+        assert notes(server.url) == ["before the kill"]
 
 
 def _count_for_ever(connection: psycopg.Connection) -> None:
@@ -269,10 +266,10 @@ def _count_for_ever(connection: psycopg.Connection) -> None:
 
 
 def test_the_last_one_out_stops_the_server(folder: Path) -> None:
-    with EmbeddedPostgres(folder) as url:
+    with EmbeddedPostgres(folder) as server:
         second = Holder(folder)
         processes = server_processes(folder)
-        assert second.url == url
+        assert second.url == server.url
     assert notes(second.url) == ["committed"]
     assert second.leave() == 0
     assert gone(processes)
@@ -299,22 +296,21 @@ def test_a_half_made_cluster_is_made_anew(empty: Path) -> None:
     staging.mkdir(parents=True)
     staging.parent.chmod(0o711)
     (staging / "PG_VERSION").write_text(f"{MAJOR}\n")
-    with EmbeddedPostgres(empty) as url:
-        commit(url, "whole")
+    with EmbeddedPostgres(empty) as server:
+        commit(server.url, "whole")
         assert not staging.exists()
 
 
 def test_a_stale_pid_that_is_somebody_elses_now(folder: Path) -> None:
-    server = EmbeddedPostgres(folder)
-    with server as url:
-        commit(url, "before the kill")
+    with EmbeddedPostgres(folder) as server:
+        commit(server.url, "before the kill")
         processes = server_processes(folder)
         kill(processes)
         assert gone(processes)
         pid_file = folder / f"pg{MAJOR}" / "data" / "postmaster.pid"
         pid_file.write_text(pid_file.read_text().replace(str(processes[0].pid), str(os.getpid()), 1))
         server.ensure()
-        assert notes(url) == ["before the kill"]
+        assert notes(server.url) == ["before the kill"]
 
 
 def test_a_folder_too_deep_for_a_socket(empty: Path) -> None:
@@ -322,12 +318,12 @@ def test_a_folder_too_deep_for_a_socket(empty: Path) -> None:
     while len(os.fsencode(deep)) <= SOCKET_PATH_BYTES:
         deep = deep / "deeper-and-deeper"
         deep.mkdir(mode=0o711)
-    with EmbeddedPostgres(deep) as url:
-        commit(url, "from afar")
-        socket = Path(shown(url, "unix_socket_directories"))
+    with EmbeddedPostgres(deep) as server:
+        commit(server.url, "from afar")
+        socket = Path(shown(server.url, "unix_socket_directories"))
         assert socket.parent == Path("/tmp")
-    with EmbeddedPostgres(deep) as url:
-        assert notes(url) == ["from afar"]
+    with EmbeddedPostgres(deep) as server:
+        assert notes(server.url) == ["from afar"]
     socket.rmdir()
 
 
@@ -350,8 +346,8 @@ def test_data_of_another_version_is_not_passed_over(empty: Path) -> None:
 
 @as_root
 def test_root_hands_the_server_to_an_unprivileged_user(folder: Path) -> None:
-    with EmbeddedPostgres(folder) as url:
-        commit(url, "by root")
+    with EmbeddedPostgres(folder) as server:
+        commit(server.url, "by root")
         process = postmaster(folder)
         assert 0 not in {*process.uids(), *process.gids()}
         assert process.uids().effective == (folder / f"pg{MAJOR}" / "data").stat().st_uid
