@@ -26,6 +26,10 @@ _PERCENT_CEILING = 150.0
 
 
 class Unit(StrEnum):
+    """What a metric is measured in, as far as it bounds a forecast."""
+
+    """What the values of a metric are measured in."""
+
     PERCENT = "percent"  # of a capacity: quantiles lie in [0, max(100, the server's past maximum)]
     RATIO = "ratio"  # the same as a fraction: [0, max(1, past maximum)]
     ABSOLUTE = "absolute"  # anything else: bounded below by 0 when the server never was negative

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import UUID
 
 import httpx
 import numpy as np
@@ -163,7 +164,7 @@ class World:
         forecast = made.json()["id"]
         if run:
             services = self._api.state.services
-            for one in (await services.forecasts.get(forecast)).runs:
+            for one in (await services.forecasts.get(UUID(forecast))).runs:
                 await services.runs.tick(one.id)
             state = (await self._client.get(f"/forecasts/{forecast}")).json()
             assert state["status"] == "succeeded", state
