@@ -30,7 +30,7 @@ from scipy.signal import lfilter
 
 from app.domain import calendar
 from app.domain.calibration import normal_scores_of
-from app.domain.panel import Array, Frequency, Index, Panel, Times
+from app.domain.panel import MIN_VALUES, Array, Frequency, Index, Panel, Times
 
 Mask = NDArray[np.bool_]
 
@@ -54,6 +54,8 @@ OWN = 10.0
 HUBER = 2.0
 """Residuals beyond so many robust deviations are pulled in."""
 ROUNDS = 3
+REFERENCES = 200
+"""Servers of full history by which a young one's deviation is judged."""
 
 MEMORIES = (1, 4, 16, 64)
 """Half-lives of the level's averages, in steps."""
@@ -154,9 +156,32 @@ def _scale(panel: Panel, alive: Mask) -> _Scale:
     logs = np.where(alive, logs, np.nan)
     middle = np.nanmedian(logs, axis=1)
     deviation = np.nanstd(logs, axis=1)
-    deviation = np.where(deviation > 1e-9 * (1 + np.abs(middle)), deviation, 1.0)
+    deviation = np.where(deviation > 1e-9 * (1 + np.abs(middle)), deviation, 1.0) * _youth(logs, panel)
     low, high = (np.nanmin(logs, axis=1) - middle) / deviation, (np.nanmax(logs, axis=1) - middle) / deviation
     return _Scale(offset, middle, deviation, low - (high - low), high + (high - low))
+
+
+def _youth(logs: Array, panel: Panel) -> Array:
+    """How much more the longest-lived servers vary over all their life than over a younger one's: (servers,).
+
+    Effects are shared in units of the deviation, and a server of three months has not shown its year yet.
+    """
+    length = panel.last - panel.first
+    old = np.flatnonzero(length == length.max())[:REFERENCES]
+    known = np.nan_to_num(logs[old])
+    sums, squares = (np.pad(np.cumsum(power, axis=1), ((0, 0), (1, 0))) for power in (known, known**2))
+    whole = np.nanstd(logs[old], axis=1)
+    result = np.ones(len(panel))
+    for members, start, stop in _groups(panel):
+        start = max(start, int(panel.first[old].max()))
+        if stop - start < MIN_VALUES:
+            continue
+        mean = (sums[:, stop] - sums[:, start]) / (stop - start)
+        seen = np.sqrt(np.maximum((squares[:, stop] - squares[:, start]) / (stop - start) - mean**2, 0.0))
+        varied = (seen > 0) & (whole > 0)
+        if varied.any():
+            result[members] = np.clip(np.median(whole[varied] / seen[varied]), 1.0, 3.0)
+    return result
 
 
 @dataclass(frozen=True)
