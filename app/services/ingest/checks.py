@@ -128,12 +128,14 @@ def check(
     frequency, phase, step, wrong = _grid(time_name, times, like)
     complaints += wrong
     servers, ranks = _ranked(ids.words)
+    if wrong:  # rows that share a step need not share their time
+        exact = (times.wall if frequency is Frequency.DAILY else times.utc)[times.codes]
+        raise refusal(complaints + _duplicates(server_name, time_name, servers, ranks[ids.codes], exact))
     frame = Frame(servers, ranks[ids.codes], step, frequency, phase, numbers, texts)
     del ids, written, times, numbers, texts
     if not _in_order(frame):
-        order = by_server_and_step(frame)
-        complaints += _duplicates(server_name, time_name, frame, order)
-        frame = frame.sorted_by(order)
+        complaints += _duplicates(server_name, time_name, servers, frame.server, frame.step)
+        frame = frame.sorted_by(np.lexsort((frame.step, frame.server)))
     if not like:
         complaints += _rhythm(time_name, frame)
     if complaints:
@@ -141,16 +143,12 @@ def check(
     return frame
 
 
-def by_server_and_step(frame: Frame) -> Index:
-    """The stable order of the rows."""
-    return np.lexsort((frame.step, frame.server))
-
-
-def repeats(frame: Frame, order: Index) -> Flags:
-    """Of the ordered rows but the first: whether one repeats the server and step before it."""
-    server, step = frame.server[order], frame.step[order]
-    again: Flags = (server[1:] == server[:-1]) & (step[1:] == step[:-1])
-    return again
+def repeats(server: Codes, when: Codes | Index) -> tuple[Index, Index]:
+    """Rows that repeat the server and time of an earlier row, and that row: (repeats,) each."""
+    order = np.lexsort((when, server))
+    server, when = server[order], when[order]
+    place = np.flatnonzero((server[1:] == server[:-1]) & (when[1:] == when[:-1]))
+    return order[place + 1], order[place]
 
 
 def _id_complaints(name: str, ids: Words) -> list[Complaint]:
@@ -260,16 +258,18 @@ def _in_order(frame: Frame) -> bool:
     return bool((further | (server[1:] > server[:-1])).all())
 
 
-def _duplicates(server_name: str, time_name: str, frame: Frame, order: Index) -> list[Complaint]:
-    again = np.zeros(len(frame), np.bool_)
-    again[order[1:][repeats(frame, order)]] = True
-    if not again.any():
+def _duplicates(
+    server_name: str, time_name: str, servers: tuple[str, ...], server: Codes, when: Codes | Index
+) -> list[Complaint]:
+    again, before = repeats(server, when)
+    if not len(again):
         return []
-    row = int(np.flatnonzero(again)[0])
-    first = int(np.flatnonzero((frame.server == frame.server[row]) & (frame.step == frame.step[row]))[0])
-    who = quoted(frame.servers[frame.server[row]])
+    first = int(again.argmin())
+    rows = np.zeros(len(server), np.bool_)
+    rows[again] = True
     detail = (
-        f"{int(again.sum()):,} rows repeat a {server_name} and {time_name}: "
-        f"row {row + 1:,} has {who} at the same time as row {first + 1:,}. One row per server and step."
+        f"{len(again):,} rows repeat a {server_name} and {time_name}: row {again[first] + 1:,} has "
+        f"{quoted(servers[server[again[first]]])} at the same time as row {before[first] + 1:,}. "
+        f"One row per server and step."
     )
-    return [Complaint(f"/file/{time_name}", "duplicate-timestamp", detail, first_rows(again))]
+    return [Complaint(f"/file/{time_name}", "duplicate-timestamp", detail, first_rows(rows))]

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from app.domain.panel import Array
 from app.errors import Complaint
-from app.services.ingest.checks import Frame, by_server_and_step, repeats
+from app.services.ingest.checks import Frame, repeats
 from app.services.ingest.columns import Codes, Words, quoted, refusal
 
 
@@ -33,10 +33,8 @@ def join(parent: Frame, newer: Frame) -> tuple[Frame, int]:
             for name in dict.fromkeys((*parent.texts, *newer.texts))
         },
     )
-    order = by_server_and_step(both)
-    again = np.flatnonzero(repeats(both, order)) + 1  # the newer of two: the sort is stable
-    old, new = order[again - 1], order[again]
-    differs = np.zeros(len(again), np.bool_)
+    new, old = repeats(both.server, both.step)
+    differs = np.zeros(len(new), np.bool_)
     for name in newer.numbers:
         values = both.numbers[name]
         differs |= ~((values[old] == values[new]) | (np.isnan(values[old]) & np.isnan(values[new])))
@@ -48,7 +46,10 @@ def join(parent: Frame, newer: Frame) -> tuple[Frame, int]:
             f"the first is {where}. Send newer rows only."
         )
         raise refusal([Complaint("/file", "duplicate-timestamp", detail)])
-    return both.sorted_by(np.delete(order, again)), len(again)
+    order = np.lexsort((both.step, both.server))
+    kept = np.ones(len(both), np.bool_)
+    kept[new] = False
+    return both.sorted_by(order[kept[order]]), len(new)
 
 
 def _placed(side: Frame, place: dict[str, int]) -> Codes:
