@@ -32,7 +32,8 @@ class Trial:
     `levels` ascend and contain 0.1, 0.5 and 0.9. `raw` (1 + W, servers, horizon, levels): [0] is the forecast,
     [w] that of back-test window w; NaN where a server's history was too short. `actual` (W, servers, horizon):
     what happened, unprepared, NaN = missing. `scale` (1 + W, servers): `seasonal_scale` of the history before
-    each origin. `lower`, `upper` (servers,) bound every quantile. Windows 1 … `reported` are scored.
+    each origin. `lower`, `upper` bound every quantile: (servers,), or (1 + W, servers) as known at each origin.
+    Windows 1 … `reported` are scored.
 
     An ensemble learns its weights anew at each origin, so that its past forecasts were mixed unlike the one to be
     calibrated: `rehearse`(w) gives `raw` with every window older than w mixed as w itself is.
@@ -84,7 +85,7 @@ def judge(trial: Trial) -> Verdict:
     for w, actual in enumerate(trial.actual, start=1):
         normal[w - 1] = calibration.scores(actual, forecasts[w], trial.levels)
 
-    forecasts = np.clip(forecasts, trial.lower[:, None, None], trial.upper[:, None, None])
+    forecasts = np.clip(forecasts, trial.lower[..., None, None], trial.upper[..., None, None])
     scored = slice(1, 1 + trial.reported)
     base = forecasts[scored][..., [trial.levels.index(level) for level in BASE]]
     compared = base, trial.actual[: trial.reported], trial.scale[scored]

@@ -205,6 +205,13 @@ class TestAwkward:
         assert values.min() >= 45
         assert values.max() <= 55
 
+    def test_bounds_may_differ_by_origin(self) -> None:
+        given_, _ = trial(width=30, windows=1)
+        upper = np.array([[100.0] * 40, [20.0] * 40])
+        verdict = judge(replace(given_, lower=np.zeros((2, 40)), upper=upper))
+        assert verdict.values.max() > 20
+        assert verdict.per_server["mae"] == pytest.approx(np.abs(given_.actual[0] - 20).mean(axis=1))
+
     @given(
         seed=st.integers(0, 10_000),
         servers=st.integers(1, 4),
