@@ -72,7 +72,7 @@ SOCKET = ".s.PGSQL.5432"
 # sockaddr_un.sun_path, less its closing NUL.
 SOCKET_PATH_BYTES = 103 if sys.platform == "darwin" else 107
 START_SECONDS = 120.0
-STOP_SECONDS = 60.0
+STOP_SECONDS = 30.0
 POLL_SECONDS = 0.03
 LOG_BYTES = 8 << 20
 
@@ -226,14 +226,13 @@ class EmbeddedPostgres:
         self._holding = None
         if not _free(self._home / "holders.lock", fcntl.LOCK_EX) or not self._alive():
             return
-        # It fails where the postmaster was killed; then only orphans are waited for.
-        self._run("pg_ctl", "stop", "-W", "-s", "-m", "fast", check=False)
-        deadline = time.monotonic() + STOP_SECONDS
-        while self._alive():
-            if time.monotonic() > deadline:
-                self._run("pg_ctl", "stop", "-W", "-s", "-m", "immediate", check=False)
-                return
-            time.sleep(POLL_SECONDS)
+        for mode in ("fast", "immediate"):
+            deadline = time.monotonic() + STOP_SECONDS
+            while self._alive() and time.monotonic() < deadline:
+                # Asked again and again: a postmaster that has only just begun does not hear it yet, and where there
+                # is none any more, its orphans are waited for.
+                self._run("pg_ctl", "stop", "-W", "-s", "-m", mode, check=False)
+                time.sleep(POLL_SECONDS)
 
     def _initialise(self) -> None:
         """A cluster with an empty database `headroom`. It gets its name when it is whole, so never by halves."""
@@ -268,11 +267,16 @@ class EmbeddedPostgres:
         wheel = distribution(WHEEL)
         copy = self._home / f"binaries-{wheel.version}"
         self._programs = copy / PREFIX / "bin"
-        if copy.exists() or self._alive():
+        if copy.exists():
             return
-        for former in self._home.glob("binaries-*"):
-            shutil.rmtree(former)
-        staging = self._home / "binaries-new"
+        formers = list(self._home.glob("binaries-*"))
+        if formers and self._alive():
+            # A Headroom of before our upgrade still runs on them.
+            self._programs = formers[0] / PREFIX / "bin"
+            return
+        staging = self._home / "new-binaries"
+        for former in (*formers, staging):
+            shutil.rmtree(former, ignore_errors=True)
         for part in (PREFIX, LIBRARIES):
             source = Path(str(wheel.locate_file(part)))
             if source.exists():

@@ -1,6 +1,7 @@
 """The embedded PostgreSQL under real kills: nothing committed is lost, nothing is left behind."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -253,11 +254,21 @@ def test_start_waits_for_the_orphans_of_a_killed_postmaster(folder: Path) -> Non
             assert gone([killed])
             restart = threading.Thread(target=server.ensure)
             restart.start()
-            assert restart.is_alive()
+            while not held(folder / f"pg{MAJOR}" / "start.lock"):
+                assert restart.is_alive()
             orphan.kill()
             busy.join(60)
             restart.join(60)
         assert notes(server.url) == ["before the kill"]
+
+
+def held(lock: Path) -> bool:
+    with lock.open() as probe:
+        try:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _count_for_ever(connection: psycopg.Connection) -> None:
