@@ -30,7 +30,7 @@ app.command(keys)
 app.command(dataset)
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Machine-readable output.")]
-Service = Annotated[client.Address, Parameter(name="*")]
+Service = Annotated[client.Address | None, Parameter(name="*")]
 
 
 @contextmanager
@@ -41,7 +41,8 @@ def _settled() -> Iterator[Settings]:
         upgrade(settings.database_url)
         yield settings
         return
-    with EmbeddedPostgres(settings.data_dir) as database:
+    database = EmbeddedPostgres(settings.data_dir)
+    with database:
         upgrade(database.url)
         yield settings.model_copy(update={"database_url": database.url})
 
@@ -107,7 +108,7 @@ def fleet(
 
 @dataset.command
 def add(
-    file: Path, *, name: str | None = None, schema: str | None = None, service: Service, as_json: Json = False
+    file: Path, *, name: str | None = None, schema: str | None = None, service: Service = None, as_json: Json = False
 ) -> None:
     """Upload FILE (CSV, gzipped CSV or Parquet)."""
     with client.connect(service) as headroom:
@@ -122,7 +123,7 @@ def forecast(
     horizon: int = 90,
     models: Annotated[list[str] | None, Parameter(consume_multiple=True)] = None,
     wait: Annotated[bool, Parameter(negative="")] = False,
-    service: Service,
+    service: Service = None,
     as_json: Json = False,
 ) -> int:
     """Upload FILE, submit a forecast of one metric, and with --wait follow it to its comparison."""
@@ -136,7 +137,7 @@ def risk(
     threshold: float | None = None,
     metric: str | None = None,
     limit: int = 20,
-    service: Service,
+    service: Service = None,
     as_json: Json = False,
 ) -> None:
     """The servers at risk, of the newest forecast."""

@@ -86,7 +86,8 @@ class Client:
 
 
 @contextmanager
-def connect(service: Address) -> Iterator[Client]:
+def connect(service: Address | None = None) -> Iterator[Client]:
+    service = service or Address()
     headers = {"Authorization": f"Bearer {service.key}"} if service.key else {}
     with httpx.Client(base_url=service.url, headers=headers, timeout=httpx.Timeout(600, connect=5)) as http:
         yield Client(http)
@@ -131,11 +132,14 @@ def watch(client: Client, forecast_id: str, *, quiet: bool = False) -> Any:
         tasks: dict[str, Any] = {}
         for ended in client.follow(forecast_id):
             for run in ended["runs"]:
-                model, stage = run["model"], run["stage"] if run["status"] == "running" else run["status"]
+                model, stage = (
+                    run["model"],
+                    (run["stage"] or "claimed") if run["status"] == "running" else run["status"],
+                )
                 if model not in tasks:
                     tasks[model] = bars.add_task(f"{model:>18}", total=1.0, stage="")
                 done = run["status"] not in ("queued", "running")
-                bars.update(tasks[model], completed=1.0 if done else run["progress"], stage=stage or "")
+                bars.update(tasks[model], completed=1.0 if done else run["progress"], stage=stage)
                 if not console.is_terminal and not quiet and told.get(model) != stage:
                     console.print(f"{model:>18}  {stage}")
                 told[model] = stage
@@ -155,7 +159,7 @@ def show_comparison(comparison: Any) -> None:
         caption=f"Best: {comparison['best_model']}. Coverage of p10 to p90; 80 % is nominal.",
     )
     for heading in ("", "model", "WQL", "sMAPE %", "MASE", "coverage %", "servers", "seconds"):
-        table.add_column(heading, justify="left" if heading in ("", "model") else "right")
+        table.add_column(heading, justify="left" if heading in ("", "model") else "right", no_wrap=True)
     for row in comparison["models"]:
         coverage = row["coverage"] * 100 if row["coverage"] is not None else None
         table.add_row(

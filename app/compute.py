@@ -74,7 +74,7 @@ class Processes:
             raise TooSlow(f"the task took longer than {seconds:g} s") from None
 
     def close(self) -> None:
-        self._pool.stop()
+        self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 
 

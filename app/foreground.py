@@ -155,7 +155,8 @@ def _service(settings: Settings, log: IO[str]) -> Iterator[_Tree]:
         if settings.database_url is not None:
             yield from _up(settings, None, settings.database_url, log)
         else:
-            with EmbeddedPostgres(settings.data_dir) as database:
+            database = EmbeddedPostgres(settings.data_dir)
+            with database:
                 yield from _up(settings, database, database.url, log)
 
 

@@ -57,11 +57,11 @@ async def _carry(app: App, stopping: asyncio.Event) -> None:
                 delete_jobs=DeleteJobCondition.ALWAYS,
                 install_signal_handlers=False,
             )
-            running = asyncio.create_task(worker.run())
+            running = asyncio.create_task(worker.run())  # type: ignore[no-untyped-call]
             told = asyncio.create_task(stopping.wait())
             await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
             told.cancel()
-            worker.stop()
+            worker.stop()  # type: ignore[no-untyped-call]
             await running
     except exceptions.ConnectorException as error:
         log.warning("the queue is away (%s); trying again", error)

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
-from pydantic import BaseModel, Field, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from app.api.strict import Body, Text
 from app.domain.forecast import MAX_HORIZON, MODELS, Forecast, ForecastRequest
@@ -25,7 +25,7 @@ Model = Literal[
 ]
 assert get_args(Model) == MODELS
 
-EXAMPLE = {
+EXAMPLE: dict[str, Any] = {
     "dataset_id": "0b8f7a52-54c5-4d7b-9c0c-8a2f4f6b1d11",
     "metric": "cpu_p95",
     "horizon": 30,
@@ -39,7 +39,7 @@ EXAMPLE = {
 class ForecastBody(Body):
     """A forecast to make: one run per model. Only `dataset_id` and `metric` are required."""
 
-    model_config = {"json_schema_extra": {"examples": [EXAMPLE]}}
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     dataset_id: UUID = Field(description="The dataset whose history is learnt from.", examples=[EXAMPLE["dataset_id"]])
     metric: Text = Field(description="One of the dataset's metrics.", min_length=1, examples=["cpu_p95"])
@@ -123,8 +123,8 @@ class RunState(BaseModel):
     cost: Cost = Field(description="What it costs.")
     error: RunProblem | None = Field(description="Why it failed or was skipped.")
     report: dict[str, Any] | None = Field(
-        description="What was changed and learnt: values filled into gaps, outliers capped, quantiles uncrossed, weights"
-        " of an ensemble's members.",
+        description="What was changed and learnt: values filled into gaps, outliers capped, quantiles uncrossed,"
+        " weights of an ensemble's members.",
         examples=[{"windows": 4, "filled_values": 12, "capped_outliers": 3, "crossed_quantiles": 0}],
     )
     started_at: datetime | None = Field(description="First claimed by a worker.")
@@ -133,7 +133,7 @@ class RunState(BaseModel):
     @classmethod
     def of(cls, run: Run) -> "RunState":
         return cls(
-            model=run.model,  # type: ignore[arg-type]
+            model=run.model,
             status=run.status.value,
             stage=run.stage,
             progress=round(run.progress, 4),
@@ -168,10 +168,10 @@ class ForecastState(BaseModel):
         runs = [RunState.of(run) for run in forecast.runs]
         return cls(
             id=forecast.id,
-            status=forecast.status,  # type: ignore[arg-type]
+            status=forecast.status,
             progress=round(forecast.progress, 4),
             warnings=list(forecast.warnings),
-            best_model=forecast.best_model,  # type: ignore[arg-type]
+            best_model=forecast.best_model,
             runs=runs,
             cost=Cost(
                 estimated_usd=sum(run.cost.estimated_usd for run in runs),
@@ -225,7 +225,7 @@ class EstimateState(BaseModel):
         return cls(
             runs=[
                 ExpectedRun(
-                    model=run.model,  # type: ignore[arg-type]
+                    model=run.model,
                     eligible=run.eligible,
                     reason=run.reason,
                     seconds=run.seconds,

@@ -45,7 +45,7 @@ from app.errors import (
     QueueFull,
     WorkLimit,
 )
-from app.services.answers import NOMINAL_COVERAGE, Position, Selection
+from app.services.answers import NOMINAL_COVERAGE, Selection
 
 router = APIRouter(prefix="/forecasts", tags=["forecasts"])
 
@@ -148,7 +148,7 @@ async def delete(forecast_id: ForecastId, services: Services) -> None:
     response_class=StreamingResponse,
     responses={
         200: {
-            "description": "Events `run`, `forecast` and at last `end`, their data as in the GET; a comment every 15 s.",
+            "description": "Events `run`, `forecast` and at last `end`, with data as in the GET; a comment every 15 s.",
             "content": {
                 SSE: {"schema": {"type": "string"}, "example": 'event: run\nid: 7\ndata: {"model": "auto"}\n\n'}
             },
@@ -232,18 +232,18 @@ async def comparison(
             windows=windows,
             horizon=forecast.request.horizon,
             models=[_scores(run, place) for place, run in enumerate(ranked, 1)],
-            best_model=forecast.best_model,  # type: ignore[arg-type]
+            best_model=forecast.best_model,
         )
     after = paging.after(tuple[str])
     rows = await services.answers.comparison_by_server(ranked, after[0] if after else None, paging.limit + 1)
     return ComparisonByServer(
         windows=windows,
         horizon=forecast.request.horizon,
-        best_model=forecast.best_model,  # type: ignore[arg-type]
+        best_model=forecast.best_model,
         items=[
             ServerComparison(
                 server_id=row.server_id,
-                models=[ServerModelScores(model=model, **figures) for model, figures in row.models.items()],  # type: ignore[arg-type]
+                models=[ServerModelScores(model=model, **figures) for model, figures in row.models.items()],
             )
             for row in rows[: paging.limit]
         ],
@@ -281,7 +281,7 @@ def _bound(time: date | datetime | None, *, last: bool) -> np.datetime64 | None:
 async def _quantile_page(
     services: Services, forecast: Forecast, runs: tuple[Run, ...], selection: Selection, paging: PagingParameters
 ) -> JSONResponse:
-    rows = await services.answers.page(forecast, runs, selection, paging.after(Position), paging.limit + 1)
+    rows = await services.answers.page(forecast, runs, selection, paging.after(tuple[str, int, int]), paging.limit + 1)
     names = [quantiles.name(level) for level in forecast.request.levels]
     shown = rows[: paging.limit]
     return JSONResponse(
@@ -312,7 +312,7 @@ def _scored_windows(forecast: Forecast, ranked: list[Run]) -> int:
 def _scores(run: Run, place: int) -> ModelScores:
     figures = run.scores or {}
     return ModelScores(
-        model=run.model,  # type: ignore[arg-type]
+        model=run.model,
         rank=place if figures.get("wql") is not None else None,
         smape=figures.get("smape"),
         mase=figures.get("mase"),

@@ -72,29 +72,33 @@ class Panel:
 
     @property
     def steps(self) -> int:
-        return self.values.shape[1]
+        return int(self.values.shape[1])
 
     @cached_property
     def times(self) -> Times:
         """datetime64[s] (steps,)."""
-        return self.start.astype("datetime64[s]") + np.arange(self.steps) * self.frequency.step
+        return self.times_with_future(0)
 
     def times_with_future(self, horizon: int) -> Times:
         """`times`, and `horizon` steps more: datetime64[s] (steps + horizon,)."""
-        return self.start.astype("datetime64[s]") + np.arange(self.steps + horizon) * self.frequency.step
+        times: Times = self.start.astype("datetime64[s]") + np.arange(self.steps + horizon) * self.frequency.step
+        return times
 
     @property
     def as_of(self) -> Times:
         """The time of each server's last row."""
-        return self.start.astype("datetime64[s]") + self.last * self.frequency.step
+        times: Times = self.start.astype("datetime64[s]") + self.last * self.frequency.step
+        return times
 
     def future_columns(self, horizon: int) -> Index:
         """Columns of each server's forecast on `times_with_future`: int (servers, horizon)."""
-        return self.last[:, None] + 1 + np.arange(horizon)
+        columns: Index = self.last[:, None] + 1 + np.arange(horizon)
+        return columns
 
     def counts(self) -> Index:
         """Values each server has: int (servers,)."""
-        return np.isfinite(self.values).sum(axis=1)
+        counts: Index = np.isfinite(self.values).sum(axis=1)
+        return counts
 
     def take(self, rows: Index) -> "Panel":
         """The panel of some servers, in the order given; the grid stays."""
@@ -126,7 +130,7 @@ class Panel:
     def window(self, number: int, horizon: int) -> Array:
         """What happened in back-test window `number` (1 = the last `horizon` steps): (servers, horizon), NaN outside.
 
-            … ├── window 2 ──┤├── window 1 ──┤ last row
+        … ├── window 2 ──┤├── window 1 ──┤ last row
         """
         columns = self.last[:, None] + 1 - number * horizon + np.arange(horizon)
         inside = columns >= self.first[:, None]

@@ -5,7 +5,7 @@ from pkgutil import iter_modules
 
 from app.forecasters._contract import Combined, Ensemble, Forecaster, Predictor
 
-__all__ = ["Combined", "Ensemble", "Forecaster", "Predictor", "load", "names"]
+__all__ = ["Combined", "Ensemble", "Forecaster", "Predictor", "load", "member", "names"]
 
 
 def names() -> tuple[str, ...]:
@@ -18,4 +18,12 @@ def load(name: str) -> Forecaster | Ensemble:
     if name not in names():
         raise KeyError(name)
     forecaster: Forecaster | Ensemble = import_module(f"{__name__}.{name}").FORECASTER
+    return forecaster
+
+
+def member(name: str) -> Forecaster:
+    """The model of that name, which is fitted itself. Raises KeyError when there is none."""
+    forecaster = load(name)
+    if isinstance(forecaster, Ensemble):
+        raise KeyError(f"{name} is an ensemble: its members are fitted")
     return forecaster

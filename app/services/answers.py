@@ -15,7 +15,7 @@ from app.domain import quantiles
 from app.domain.forecast import Forecast, ForecastStatus, rank
 from app.domain.panel import Frequency, Times
 from app.domain.run import Run, RunStatus
-from app.errors import Complaint, ForecastNotReady, Invalid, NoResults
+from app.errors import Complaint, ForecastNotReady, Invalid, NoResults, NotFound
 from app.services.forecasts import Forecasts
 from app.storage.results import SCORES, ResultMatrix, Results
 
@@ -127,9 +127,19 @@ class Answers:
             raise NoResults("No run succeeded, so there is nothing to compare; see the runs' errors.")
         return forecast, ranked
 
-    async def comparison_by_server(self, runs: Sequence[Run], after: str | None, limit: int) -> list[ServerScores]:
-        """Each server's figures per model, from the server behind `after` on."""
-        found = await self._aligned(runs, "" if after is None else after + _BEHIND, Selection(), limit)
+    async def server(self, run: Run, server_id: str) -> ResultMatrix:
+        """The results of one server. Raises NotFound when the run has none of it."""
+        found = await self._results.some(run.id, only=[server_id], limit=1)
+        if found is None:
+            raise NotFound(f"The run of {run.model} has no server {server_id!r}.")
+        return found
+
+    async def comparison_by_server(
+        self, runs: Sequence[Run], after: str | None, limit: int, *, only: str | None = None
+    ) -> list[ServerScores]:
+        """Each server's figures per model, from the server behind `after` on; or of only one."""
+        selection = Selection(server_ids=() if only is None else (only,))
+        found = await self._aligned(runs, "" if after is None else after + _BEHIND, selection, limit)
         if not found:
             return []
 

@@ -20,12 +20,14 @@ from uuid import UUID, uuid4
 
 from app.compute import ChildDied, Compute, TooSlow
 from app.domain.dataset import Contents, Dataset, Limits, Schema
+from app.domain.panel import Panel
 from app.errors import Complaint, Conflict, Forbidden, Invalid, NotFound, TooLarge
 from app.services import canvas_file
 from app.services.ingest import artifact, ingest
 from app.storage import datasets as stored
 from app.storage.artifacts import Store
 from app.storage.database import Database
+from app.storage.panels import load_panel
 
 __all__ = ["Datasets", "Limits", "S3Object", "S3Sources", "Sent"]
 
@@ -172,6 +174,12 @@ class Datasets:
             detail = f"The dataset has no metric {metric!r}; it has {', '.join(metrics)}."
             raise Invalid(detail, errors=[Complaint("?metric", "unknown-metric", detail)])
         return canvas_file.pieces(await self._store.local(dataset.location), metric, country)
+
+    async def history(self, dataset_id: UUID, metric: str, server_id: str) -> Panel:
+        """One metric of one server, as it was uploaded. Raises NotFound for a metric or a server that is not there."""
+        dataset = await self.get(dataset_id)
+        path = await self._store.local(dataset.location)
+        return await asyncio.to_thread(load_panel, path, metric, [server_id])
 
     async def _received(self, sent: Sent, workspace: Path) -> tuple[Path, str]:
         match sent.source:

@@ -72,7 +72,7 @@ def fit(piece: Piece) -> Fitted:
     filled = capped = 0
     if len(enough):
         prepared, changes = prepare(past.take(enough), piece.outlier_z)
-        predicted = forecasters.load(piece.model).fit(prepared, piece.horizon).predict(piece.horizon, piece.levels)
+        predicted = forecasters.member(piece.model).fit(prepared, piece.horizon).predict(piece.horizon, piece.levels)
         if predicted.shape != values[enough].shape or not np.isfinite(predicted).all():
             raise BadModelOutput(f"{piece.model} gave values that are missing or not finite")
         values[enough] = predicted

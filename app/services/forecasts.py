@@ -52,7 +52,7 @@ SECONDS = {
     "prophet": 0.3,
     "random_forest": 0.3,
 }
-"""Rough seconds of one server with 1,000 rows and one back-test window, for estimates before there is a run to go by."""
+"""Rough seconds of work for one server with 1,000 rows and one back-test window."""
 
 
 @dataclass(frozen=True)

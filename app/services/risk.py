@@ -70,6 +70,7 @@ class Filters:
     business_unit: tuple[str, ...] = ()
     region: tuple[str, ...] = ()
     criticality: tuple[str, ...] = ()
+    server_id: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -373,6 +374,8 @@ def _chosen(fleet: _Fleet, found: Risk, filters: Filters, sort: Sort, after: str
     for name in ("business_unit", "region", "criticality"):
         if wanted := getattr(filters, name):
             passes &= np.array([value in wanted for value in fleet.attribute(name)])
+    if filters.server_id:
+        passes &= np.array([name in filters.server_id for name in fleet.matrix.server_ids])
     if after is not None:
         seen = np.flatnonzero(np.array(fleet.matrix.server_ids, dtype=object)[order] == after)
         order = order[int(seen[0]) + 1 :] if seen.size else order[:0]

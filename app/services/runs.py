@@ -225,7 +225,7 @@ class Runs:
 
     def _pieces(self, plan: _Plan, model: str) -> list[Piece]:
         """The forecast first, then the windows from the newest."""
-        size = forecasters.load(model).chunk or len(plan.servers)
+        size = forecasters.member(model).chunk or len(plan.servers)
         return [
             self._piece(plan, model, window, start, plan.servers[start : start + size])
             for window in range(plan.windows + 1)

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import procrastinate
 import psycopg
+from procrastinate.types import JSONDict
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 TICK = "tick"
@@ -27,4 +28,6 @@ class Queue:
         assert isinstance(raw, psycopg.AsyncConnection)
         schedule = {"schedule_in": {"seconds": in_seconds}} if in_seconds else {}
         task = self.app.configure_task(TICK, connection=raw, **schedule)  # type: ignore[arg-type]
-        await task.batch_defer_async(*({"run_id": str(run_id)} for run_id in run_ids))
+        arguments: list[JSONDict] = [{"run_id": str(run_id)} for run_id in run_ids]
+        if arguments:
+            await task.batch_defer_async(*arguments)

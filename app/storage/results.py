@@ -62,7 +62,7 @@ async def write(connection: AsyncConnection, run_id: UUID, found: ResultMatrix) 
     assert isinstance(raw, psycopg.AsyncConnection)
     async with (
         raw.cursor() as cursor,
-        cursor.copy(f"COPY results ({', '.join(_COLUMNS)}) FROM STDIN (FORMAT BINARY)") as copy,  # type: ignore[arg-type]
+        cursor.copy(f"COPY results ({', '.join(_COLUMNS)}) FROM STDIN (FORMAT BINARY)") as copy,
     ):
         for block in _encoded(run_id, found):
             await copy.write(block)
@@ -99,7 +99,7 @@ class Results:
     ) -> ResultMatrix | None:
         """The next servers of a run from `first` on, in order of their id; None when there are no more."""
         levels = await self._levels(run_id)
-        query = _select().where(results.c.run_id == run_id, _BY_ID >= first).order_by(_BY_ID).limit(limit)
+        query = _select().where(results.c.run_id == run_id, _BY_ID.op(">=")(first)).order_by(_BY_ID).limit(limit)
         if only is not None:
             query = query.where(results.c.server_id.in_(only))
         async with self._database.connect() as connection:
@@ -136,7 +136,10 @@ def _reals(column: Sequence[bytes]) -> Reals:
 def _decoded(rows: Sequence[sa.Row[Any]], levels: tuple[float, ...]) -> ResultMatrix:
     if not rows:
         raise LookupError("a run without results")
-    base = {level: _reals([getattr(row, name) for row in rows]) for level, name in zip(BASE, ("p10", "p50", "p90"))}
+    base = {
+        level: _reals([getattr(row, name) for row in rows])
+        for level, name in zip(BASE, ("p10", "p50", "p90"), strict=True)
+    }
     horizon = base[0.5].shape[1]
     further = [level for level in levels if level not in BASE]
     others = _reals([row.others for row in rows]).reshape(len(rows), len(further), horizon) if further else None
