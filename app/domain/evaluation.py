@@ -36,7 +36,7 @@ class Trial:
     Windows 1 … `reported` are scored.
 
     An ensemble learns its weights anew at each origin, so that its past forecasts were mixed unlike the one to be
-    calibrated: `rehearse`(w) gives `raw` with every window older than w mixed as w itself is.
+    calibrated: `rehearse`(w) gives `raw`, ascending, with every window older than w mixed as w itself is.
     """
 
     levels: tuple[float, ...]
@@ -94,13 +94,15 @@ def judge(trial: Trial) -> Verdict:
 
 def _calibrated(trial: Trial, raw: Array, w: int) -> Array:
     """Forecast `w` of the ascending `raw`, corrected by the windows older than it alone."""
-    made = raw if trial.rehearse is None else np.sort(trial.rehearse(w), axis=-1)
-    windows = len(trial.actual)
+    windows = range(w + 1, len(raw))
+    if not windows:
+        return np.asarray(raw[w])
+    made = raw if trial.rehearse is None else trial.rehearse(w)
     older = [
         calibration.scores(
             trial.actual[v - 1], calibration.floored(made[v], trial.levels, trial.scale[v]), trial.levels
         )
-        for v in range(w + 1, windows + 1)
+        for v in windows
     ]
     if not any(np.isfinite(observed).any() for observed in older):
         return np.asarray(raw[w])
