@@ -14,11 +14,12 @@ from app.api.measures import Measures
 from app.api.strict import declared_queries, strictly
 from app.services.keys import is_loopback
 from app.settings import Settings
+from app.web import pages
 from app.wiring import assemble
 
 STATIC = Path(__file__).parent / "web" / "static"
 
-ROUTERS = (datasets.router, forecasts.router, risk.router, auth.router, health.router, reference.router)
+ROUTERS = (datasets.router, forecasts.router, risk.router, auth.router, health.router, reference.router, pages.router)
 
 
 async def check(settings: Settings) -> None:
@@ -51,6 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     app.mount("/static/reference", StaticFiles(directory=reference.ASSETS))
+    app.mount("/static/plotly", StaticFiles(directory=pages.PLOTLY))
     app.mount("/static", StaticFiles(directory=STATIC))
     problems.install(app)
     app.state.measures = Measures()

@@ -1,0 +1,35 @@
+// Buttons of a forecast: take its results along, cancel it, delete it.
+"use strict";
+
+const placeOf = (button) => {
+  const near = button.closest("section");
+  return (near && near.querySelector("[data-answer]")) || button.closest("main").querySelector(":scope > [data-answer]");
+};
+
+for (const button of document.querySelectorAll("[data-download]")) {
+  button.addEventListener("click", async () => {
+    const place = placeOf(button);
+    Headroom.say(place, button.dataset.progressText);
+    button.disabled = true;
+    const answer = await Headroom.ask(place, button.dataset.download, { headers: { Accept: button.dataset.accept } });
+    button.disabled = false;
+    if (!answer) return;
+    const name = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition") || "");
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await answer.blob());
+    link.download = name ? name[1] : "forecast";
+    link.click();
+    URL.revokeObjectURL(link.href);
+    Headroom.say(place, `Saved as ${link.download}.`);
+  });
+}
+
+for (const button of document.querySelectorAll("[data-send]")) {
+  button.addEventListener("click", async () => {
+    if (button.dataset.sure && !confirm(button.dataset.sure)) return;
+    button.disabled = true;
+    const answer = await Headroom.ask(placeOf(button), button.dataset.to, { method: button.dataset.send });
+    button.disabled = Boolean(answer);
+    if (answer && button.dataset.then) location.assign(button.dataset.then);
+  });
+}
