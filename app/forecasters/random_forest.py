@@ -16,11 +16,12 @@ from app.domain.panel import Array, Index, Panel
 from app.forecasters import _regressors
 
 TREES = 100
-SMALLEST_LEAF = 5
+LEAF, LEAVES = 20, 14
+"""Fewest history values of a leaf; less where the history has not room for so many leaves of them."""
 FEATURES_TRIED = 0.5
 SEED = 20_220_101
 
-SHARE_OF_HISTORY = 0.25
+SHARE_OF_HISTORY = 0.1
 """The trend is followed for this share of the history's length, in the sense of an exponential damping."""
 
 
@@ -91,7 +92,7 @@ class RandomForestForecaster:
             around = values - trend.at(steps)
             forest = RandomForestRegressor(
                 TREES,
-                min_samples_leaf=min(SMALLEST_LEAF, len(steps) // 7),
+                min_samples_leaf=min(LEAF, len(steps) // LEAVES),
                 max_features=FEATURES_TRIED,
                 n_jobs=1,
                 random_state=SEED,
