@@ -26,14 +26,14 @@ from app.domain.panel import Array
 
 SHIFT_NOISE = 2.0
 """Standard deviation, between windows, of the fleet's median score in units of its spread: weather hits all at once."""
-SPREAD_NOISE = 0.3
+SPREAD_NOISE = 0.22
 """The same, of the logarithm of the fleet's spread."""
-SKEW_NOISE = 1.0
+SKEW_NOISE = 3.0
 """The same, of the logarithm of upper or lower spread to the common spread."""
 SHAPE_NOISE = 0.4
 """The same, of the logarithm of the spread in one part of the horizon to that of all."""
-SERVER_NOISE = 0.8
-"""The same, of the logarithm of one server's spread to the fleet's."""
+SERVER_NOISE = 1.2
+"""The same, of the logarithm of one server's spread to the fleet's; worth two windows against what they show."""
 
 FLOOR = 0.05
 """Least spread of a forecast that is corrected, as a share of the seasonal-naive scale; a zero has no ratio."""
@@ -156,18 +156,34 @@ def _quantile(values: Array, level: float) -> float:
 
 def _server_scale(observed: Array, known: Array) -> Array:
     """Each server's spread relative to the fleet's, shrunk to 1 as far as chance explains it: (servers,)."""
-    count = known.sum(axis=(0, 2))
-    total = np.where(known, np.sqrt(np.abs(observed)), 0.0).sum(axis=(0, 2))  # roots: one spike is not a scale
+    servers = observed.shape[1]
+    if not known.any():
+        return np.ones(servers)
+    size = np.abs(observed)
+    size = np.sqrt(np.minimum(size, OUTLYING * np.nanmedian(size)))  # roots: one spike is not a scale
+    count = known.sum(axis=2)
+    total = np.where(known, size, 0.0).sum(axis=2)
     seen = (count > 0) & (total > 0)
-    if seen.sum() < 2:
-        return np.ones(len(count))
-    ratio = np.zeros(len(count))
+    ratio = np.full(count.shape, np.nan)  # (windows, servers), logarithms
     ratio[seen] = 2 * np.log(total[seen] / count[seen])
-    ratio[seen] -= np.median(ratio[seen])
-    noise = np.full(len(count), np.inf)
-    noise[seen] = SERVER_NOISE**2 * observed.shape[2] / count[seen]
-    signal = max(float(np.var(ratio[seen]) - noise[seen].mean()), 0.0)
-    return np.asarray(np.exp(ratio * signal / (signal + noise)))
+    windows = seen.sum(axis=0)
+    several, some = windows > 1, windows > 0
+    if some.sum() < 2:
+        return np.ones(servers)
+    used = seen.any(axis=1)
+    ratio[used] -= np.nanmedian(ratio[used], axis=1, keepdims=True)
+
+    noise = SERVER_NOISE**2
+    if several.any():
+        repeats = windows[several].mean() - 1
+        between = float(np.nanvar(ratio[:, several], axis=0, ddof=1).mean())
+        noise = (2 * noise + repeats * between) / (2 + repeats)
+    own = np.zeros(servers)
+    own[some] = np.nanmean(ratio[:, some], axis=0)
+    chance = np.full(servers, np.inf)
+    chance[some] = noise / windows[some]
+    signal = max(float(np.var(own[some]) - chance[some].mean()), 0.0)
+    return np.asarray(np.exp(own * signal / (signal + chance)))
 
 
 def _by_horizon(size: Array, inner: float, pooled: float, windows: int) -> Array:
