@@ -32,6 +32,7 @@ FIELDS = ("file", "name", "schema")
 
 _IDLE_SECONDS = 60.0
 _DRAIN_SECONDS = 2.0
+_DRAIN_BYTES = 64 << 20
 _MAX_FIELD = 1 << 20
 _OVERHEAD = 4 << 20
 _MAX_NAME = 255
@@ -142,10 +143,13 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
 
 async def _drain(body: AsyncIterator[bytes]) -> None:
     """Read on for a moment, so that a client in the middle of sending gets to see the answer."""
+    rest = _DRAIN_BYTES
     with suppress(TimeoutError, IncompleteBody):
         async with asyncio.timeout(_DRAIN_SECONDS):
-            async for _ in body:
-                pass
+            async for chunk in body:
+                rest -= len(chunk)
+                if rest < 0:
+                    return
 
 
 def _refuse_announced(request: Request, limit: int) -> None:
