@@ -18,6 +18,7 @@ from app.forecasters import _regressors
 TREES = 100
 LEAF, LEAVES = 20, 14
 """Fewest history values of a leaf; less where the history has not room for so many leaves of them."""
+
 FEATURES_TRIED = 0.5
 SEED = 20_220_101
 
