@@ -6,6 +6,7 @@ jittered back-off; an object is taken whole, as it stood when its reading began,
 
 import asyncio
 import os
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +16,13 @@ from uuid import uuid4
 
 import aioboto3
 from aiobotocore.config import AioConfig
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
 
 from app.errors import AwsUnavailable, Forbidden, Invalid, NotFound, TooLarge
 
@@ -23,10 +30,7 @@ _CHUNK = 1 << 20
 _CONFIG = AioConfig(connect_timeout=3, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 4})
 _ABSENT = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
 _DENIED = ("403", "AccessDenied")
-
-
-class _Changed(Exception):
-    """The object was replaced, or ended early, while it was read."""
+_BROKEN = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
 
 
 @dataclass(frozen=True)
@@ -126,28 +130,29 @@ class S3Store:
 
 
 async def _download(client: Any, bucket: str, key: str, target: Path, limit: int) -> None:
-    """An object to a file, of one version and in its full length. Tried again when it changes meanwhile."""
-    for last in (False, False, True):
+    """An object to a file, in its full length. One answer is of one version; one that breaks off is asked for again."""
+    for wait in (0.5, 1.0, 2.0):
         try:
             return await _download_once(client, bucket, key, target, limit)
-        except _Changed:
-            if last:
-                raise AwsUnavailable(f"The object {key!r} kept changing, or breaking off, while it was read.") from None
+        except _BROKEN:
+            await asyncio.sleep(wait * random.uniform(0.5, 1.5))
+    await _download_once(client, bucket, key, target, limit)
 
 
 async def _download_once(client: Any, bucket: str, key: str, target: Path, limit: int) -> None:
     answer = await client.get_object(Bucket=bucket, Key=key)
     size = int(answer["ContentLength"])
     if size > limit:
-        raise TooLarge(f"The object has {size >> 20:,} MB; the limit is {limit >> 20:,} MB.")
+        answer["Body"].close()
+        raise TooLarge(f"The object has {size:,} bytes; the limit is {limit:,}.")
     received = 0
-    async with answer["Body"] as body:
-        file = await asyncio.to_thread(target.open, "wb")
-        try:
-            while chunk := await body.read(_CHUNK):
-                received += len(chunk)
-                await asyncio.to_thread(file.write, chunk)
-        finally:
-            await asyncio.to_thread(file.close)
+    file = await asyncio.to_thread(target.open, "wb")
+    try:
+        while chunk := await answer["Body"].read(_CHUNK):
+            received += len(chunk)
+            await asyncio.to_thread(file.write, chunk)
+    finally:
+        answer["Body"].close()
+        await asyncio.to_thread(file.close)
     if received != size:
-        raise _Changed
+        raise IncompleteReadError(actual_bytes=received, expected_bytes=size)
