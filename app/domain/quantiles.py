@@ -52,7 +52,7 @@ def interpolate(values: Array, levels: Sequence[float], wanted: Sequence[float])
     known, at = normal_scores(levels), normal_scores(wanted)
     left = np.clip(np.searchsorted(known, at, side="right") - 1, 0, len(known) - 2)
     share = (at - known[left]) / (known[left + 1] - known[left])
-    between = values[..., left] * (1 - share) + values[..., left + 1] * share
+    between = values[..., left] + share * (values[..., left + 1] - values[..., left])
     return np.maximum.accumulate(between, axis=-1)
 
 
