@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
-from app.api import auth, datasets, forecasts, health, problems, reference, risk
+from app.api import auth, datasets, forecasts, health, history, problems, reference, risk
 from app.api.edge import Edge
 from app.api.measures import Measures
 from app.api.strict import declared_queries, strictly
@@ -19,7 +19,16 @@ from app.wiring import assemble
 
 STATIC = Path(__file__).parent / "web" / "static"
 
-ROUTERS = (datasets.router, forecasts.router, risk.router, auth.router, health.router, reference.router, pages.router)
+ROUTERS = (
+    datasets.router,
+    forecasts.router,
+    risk.router,
+    auth.router,
+    health.router,
+    history.router,
+    reference.router,
+    pages.router,
+)
 
 
 async def check(settings: Settings) -> None:

@@ -20,6 +20,24 @@ function layout(more) {
   };
 }
 
+/** Names of the peaks, the rarer causes first, and only as many as do not overlap; width in pixels. */
+function labels(peaks, from, to, width) {
+  const order = ["end of quarter", "holiday", "weekday"];
+  const rank = (peak) => order.findIndex((cause) => peak.label.startsWith(cause));
+  const taken = [];
+  const notes = [];
+  for (const peak of [...peaks].sort((a, b) => rank(a) - rank(b))) {
+    const at = (Date.parse(`${peak.start}Z`) + Date.parse(`${peak.end}Z`)) / 2;
+    const half = peak.label.length * 3.1;
+    const centre = Math.min(Math.max(((at - from) / (to - from)) * width, half), width - half);
+    if (taken.some((other) => Math.abs(other.centre - centre) < other.half + half)) continue;
+    taken.push({ centre, half });
+    const x = new Date(from + (centre / width) * (to - from)).toISOString().slice(0, 19);
+    notes.push({ xref: "x", yref: "paper", x, y: 1, yanchor: "top", showarrow: false, text: peak.label, font: { size: 11, color: colour("high") } });
+  }
+  return notes;
+}
+
 function fan(place, data) {
   const { x, p10, p50, p90 } = data.forecast;
   const unit = place.dataset.unit === "percent" ? " %" : "";
@@ -39,23 +57,18 @@ function fan(place, data) {
     shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: data.threshold, y1: data.threshold, line: { color: colour("limit"), width: 1.5, dash: "dash" } });
     notes.push({ xref: "paper", x: 0, y: data.threshold, xanchor: "left", yanchor: "bottom", showarrow: false, text: `threshold ${data.threshold}${unit}`, font: { color: colour("limit") } });
   }
-  // Short windows lie close together: only as many are labelled as do not overlap.
-  let free = 0;
-  const width = Math.max(place.clientWidth, 300);
-  const [from, to] = data.opens.map((time) => Date.parse(time));
-  for (const peak of data.peaks) {
-    const at = ((Date.parse(peak.start) + Date.parse(peak.end)) / 2 - from) / (to - from) * width;
-    if (at - peak.label.length * 3.2 < free) continue;
-    free = at + peak.label.length * 3.2;
-    notes.push({ xref: "x", yref: "paper", x: (Date.parse(peak.start) + Date.parse(peak.end)) / 2, y: 1, yanchor: "top", showarrow: false, text: peak.label, font: { size: 11, color: colour("high") } });
-  }
+  // A narrow screen opens on less of the history, so that the forecast can be read.
+  const [whole, to] = data.opens.map((time) => Date.parse(`${time}Z`));
+  const from = place.clientWidth < 600 ? Math.max(whole, to - 2.5 * (to - Date.parse(`${data.asOf}Z`))) : whole;
+  const opens = [from, to].map((time) => new Date(time).toISOString().slice(0, 19));
+  notes.push(...labels(data.peaks, from, to, place.clientWidth - 62));
   const values = [...p10, ...p90, ...data.history.y].filter((one) => one !== null);
   const reach = [Math.min(...values), Math.max(...values, data.threshold ?? -Infinity)];
   const room = (reach[1] - reach[0]) * 0.12 || 1;
   const low = reach[0] >= 0 ? Math.max(0, reach[0] - 2 * room) : reach[0] - room;
   return [traces, layout({
     hovermode: "x unified", shapes, annotations: notes,
-    xaxis: { type: "date", range: data.opens, fixedrange: false },
+    xaxis: { type: "date", range: opens, fixedrange: false },
     yaxis: { title: { text: plain(place.dataset.metric) + (unit && ", %") }, range: [low, reach[1] + room] },
   })];
 }

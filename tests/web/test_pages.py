@@ -1,0 +1,480 @@
+"""The pages, in a real browser on a real service where that is what counts, and over plain HTTP where it is not."""
+
+import asyncio
+import re
+import shutil
+import socket
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
+
+import httpx
+import numpy as np
+import psycopg
+import pytest
+import pytest_asyncio
+import uvicorn
+from fastapi import FastAPI
+from playwright.async_api import Browser, Page, async_playwright, expect
+from psycopg import sql
+
+from app.api.edge import _HEADERS
+from app.main import create_app
+from app.settings import Settings
+from app.web.charts import HEIGHT, fan
+from app.web.render import days, percent
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+HOSTILE = "<img src=x onerror=alert(1)>"
+AWKWARD = 'db/primary?#1 "x" & 100%'
+# server: the level that its cpu keeps to; db runs out, web grows.
+SERVERS = {HOSTILE: 93.0, AWKWARD: 85.0, "web-1": 60.0, "web-2": 20.0}
+HORIZON = 14
+DAYS = np.arange("2022-09-01", "2023-01-01", dtype="datetime64[D]")
+
+
+def history() -> str:
+    """120 days of four servers, with a percent metric and one of which nobody knows a threshold."""
+    rows = ["server_id,timestamp,cpu_p95,sessions,region"]
+    for name, level in SERVERS.items():
+        region = "north" if name.startswith("web") else "south"
+        quoted = '"' + name.replace('"', '""') + '"'
+        rows += [f"{quoted},{day},{level + i % 7 - 3},{100 * level + i % 5},{region}" for i, day in enumerate(DAYS)]
+    return "\n".join(rows)
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service that listens; without a worker, so that a test says when a run goes on."""
+
+    app: FastAPI
+    url: str
+    http: httpx.AsyncClient
+
+    async def dataset(self) -> str:
+        made = await self.http.post("/datasets", files={"file": ("fleet.csv", history().encode(), "text/csv")})
+        assert made.status_code == 201, made.text
+        return str(made.json()["id"])
+
+    async def forecast(self, dataset: str, *models: str, metric: str = "cpu_p95", name: str = "review") -> str:
+        body = {"dataset_id": dataset, "metric": metric, "horizon": HORIZON, "models": models, "name": name}
+        made = await self.http.post("/forecasts", json=body)
+        assert made.status_code == 202, made.text
+        return str(made.json()["id"])
+
+    async def run(self, forecast: str, model: str) -> None:
+        services = self.app.state.services
+        for run in (await services.forecasts.get(uuid.UUID(forecast))).runs:
+            if run.model == model:
+                await services.runs.tick(run.id)
+
+
+@asynccontextmanager
+async def serving(database_url: str, folder: Path) -> AsyncIterator[Service]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        settings = Settings(
+            data_dir=folder, database_url=database_url, host="127.0.0.1", port=port, compute_processes=1
+        )
+        app = create_app(settings)
+        server = uvicorn.Server(uvicorn.Config(app, ws="none", log_config=None, timeout_graceful_shutdown=1))
+        task = asyncio.create_task(server.serve(sockets=[listener]))
+        url = f"http://127.0.0.1:{port}"
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+            await _answers(http, task)
+            yield Service(app, url, http)
+        server.should_exit = True
+        await task
+
+
+async def _answers(http: httpx.AsyncClient, task: "asyncio.Task[None]") -> None:
+    async with asyncio.timeout(30):
+        while not task.done():
+            try:
+                await http.get("/healthz")
+                return
+            except httpx.TransportError:
+                await asyncio.sleep(0.02)
+    await task
+
+
+@pytest.fixture(scope="module")
+def module_database(postgres_url: str, template_database: str) -> Iterator[str]:
+    name = f"headroom_pages_{uuid.uuid4().hex}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template_database))
+        )
+    yield urlunsplit(urlsplit(postgres_url)._replace(path=f"/{name}"))
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(module_database: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+    async with serving(module_database, tmp_path_factory.mktemp("pages")) as service:
+        yield service
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def dataset(service: Service) -> str:
+    return await service.dataset()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def done(service: Service, dataset: str) -> str:
+    """A forecast that has succeeded."""
+    forecast = await service.forecast(dataset, "seasonal_naive")
+    await service.run(forecast, "seasonal_naive")
+    return forecast
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on PATH")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        await browser.close()
+
+
+class Watched:
+    """A page, and whatever its browser had to complain of."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("dialog", self._dialog)
+        page.on("request", lambda request: self.requests.append(request.url))
+
+    async def _dialog(self, dialog: Any) -> None:
+        self.complaints.append(f"dialog: {dialog.message}")
+        await dialog.dismiss()
+
+
+@asynccontextmanager
+async def opened(browser: Browser, url: str = "", **options: Any) -> AsyncIterator[Watched]:
+    context = await browser.new_context(base_url=url, **options)
+    yield Watched(await context.new_page())
+    await context.close()
+
+
+def addresses(forecast: str) -> list[str]:
+    server = f"/pages/forecasts/{forecast}/servers"
+    return [
+        "/",
+        f"/pages/forecasts/{forecast}",
+        f"{server}/{quote(HOSTILE, safe='')}",
+        f"{server}/{quote(AWKWARD, safe='')}?threshold=70",
+        "/pages/risk",
+    ]
+
+
+@pytest.mark.parametrize("place", range(5))
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+async def test_a_page_runs_nothing_foreign_and_breaks_no_rule(
+    service: Service, done: str, browser: Browser, place: int, width: int, scheme: Any
+) -> None:
+    viewport: Any = {"width": width, "height": 900}
+    async with opened(browser, service.url, viewport=viewport, color_scheme=scheme) as watched:
+        page = watched.page
+        await page.goto(addresses(done)[place])
+        for plot in await page.locator("[data-plot]").all():
+            await expect(plot).to_have_attribute("data-drawn", "yes")
+            await expect(plot.locator(".main-svg").first).to_be_visible()
+            await plot.hover(position={"x": width / 4, "y": 150})
+        assert await page.locator("img").count() == 0, "a server's name became markup"
+        assert HOSTILE in await page.locator("main").inner_text() or place == 3
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        assert {urlsplit(request).netloc for request in watched.requests} <= {urlsplit(service.url).netloc}
+        unlabelled = "e => e.filter(x => x.type !== 'hidden' && !x.labels.length && !x.ariaLabel).map(x => x.outerHTML)"
+        assert await page.locator("input, select, progress").evaluate_all(unlabelled) == []
+        assert await page.locator("h1").count() == 1
+        await expect(page.get_by_role("main")).to_have_count(1)
+        assert watched.complaints == []
+
+
+async def test_the_overview_says_who_runs_out_and_leads_there(service: Service, done: str, browser: Browser) -> None:
+    async with opened(browser, service.url) as watched:
+        page = watched.page
+        await page.goto(f"/?forecast_id={done}")
+        await expect(page.get_by_role("heading", level=1)).to_contain_text("1 of 4 servers may run out within 14 days")
+        first = page.locator("table.servers tbody tr").first
+        await expect(first).to_contain_text(HOSTILE)
+        await expect(first).to_contain_text("Very high")
+        await expect(first).to_contain_text("1\u202fday")
+        await first.get_by_role("link").click()
+        await expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
+        await expect(page.locator(".facts")).to_contain_text("2023-01-01, first p90 over the threshold")
+
+
+async def test_progress_arrives_without_a_reload_and_results_with_one(
+    service: Service, dataset: str, browser: Browser
+) -> None:
+    forecast = await service.forecast(dataset, "seasonal_naive", "structural", name="live")
+    async with opened(browser, service.url) as watched:
+        page = watched.page
+        await page.goto(f"/pages/forecasts/{forecast}")
+        first, second = page.locator("[data-run=seasonal_naive]"), page.locator("[data-run=structural]")
+        await expect(first.get_by_role("progressbar", name="Progress of seasonal_naive")).to_have_js_property(
+            "value", 0
+        )
+        await page.evaluate("window.sameDocument = true")
+        await service.run(forecast, "seasonal_naive")
+        await expect(first.locator("[data-status]")).to_have_text("succeeded")
+        await expect(first.get_by_role("progressbar")).to_have_js_property("value", 1)
+        await expect(second.locator("[data-status]")).to_have_text("queued")
+        assert await page.evaluate("window.sameDocument") is True
+        await service.run(forecast, "structural")
+        await expect(page.get_by_role("heading", name="Comparison")).to_be_visible()
+        assert await page.get_by_role("region", name="Comparison of the models").locator("tbody tr").count() == 2
+        assert watched.complaints == []
+
+
+async def test_from_a_file_to_a_submitted_forecast(service: Service, browser: Browser, tmp_path: Path) -> None:
+    good, bad = tmp_path / "mine.csv", tmp_path / "bad.csv"
+    good.write_text(history())
+    bad.write_text("server_id,timestamp,cpu\na,2023-01-01,1\na,2023-01-01,2\n")
+    async with opened(browser, service.url) as watched:
+        page = watched.page
+        await page.goto("/")
+        upload, question = page.locator("#upload"), page.locator("#forecast")
+        await upload.locator("[type=file]").set_input_files(bad)
+        await upload.get_by_role("button", name="Upload").click()
+        await expect(upload.get_by_role("status")).to_contain_text("rows", timeout=30_000)
+        assert await upload.locator(".refused").count() == 1
+        await upload.locator("[type=file]").set_input_files(good)
+        await upload.get_by_role("button", name="Upload").click()
+        await expect(upload.get_by_role("status")).to_contain_text("mine.csv: 4 servers, 488 rows", timeout=30_000)
+        await expect(question.get_by_label("Dataset")).to_contain_text("mine.csv (4 servers)")
+        await question.get_by_label("Metric").select_option("sessions")
+        await question.get_by_label("Horizon").fill("21")
+        await question.get_by_label("auto").uncheck()
+        await question.get_by_role("button", name="Submit").click()
+        await expect(question.get_by_role("status")).to_have_text("Tick one model at least.")
+        await question.get_by_label("seasonal_naive").check()
+        await question.get_by_role("button", name="Submit").click()
+        await page.wait_for_url("**/pages/forecasts/*")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("sessions")
+        await page.get_by_role("button", name="Cancel the forecast").click()
+        await expect(page.locator(".heading .status")).to_have_text("cancelled")
+        # What a browser says of the answer 422 to the first upload is all that it says.
+        assert len(watched.complaints) == 1
+        assert "422" in watched.complaints[0]
+
+
+async def test_results_are_saved_as_files(service: Service, done: str, browser: Browser) -> None:
+    async with opened(browser, service.url) as watched:
+        await watched.page.goto(f"/pages/forecasts/{done}")
+        for form, begins in [("CSV", b'"server_id","model"'), ("Parquet", b"PAR1")]:
+            async with watched.page.expect_download() as download:
+                await watched.page.get_by_role("button", name=form).click()
+            saved = await (await download.value).path()
+            assert saved.read_bytes().startswith(begins)
+        assert watched.complaints == []
+
+
+async def test_the_keyboard_skips_to_the_content_and_shows_where_it_is(
+    service: Service, done: str, browser: Browser
+) -> None:
+    async with opened(browser, service.url) as watched:
+        page = watched.page
+        await page.goto(f"/pages/risk?forecast_id={done}")
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        await page.keyboard.press("Enter")
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_label("Forecast")).to_be_focused()
+        outline = "getComputedStyle(document.activeElement).outlineStyle"
+        assert await page.evaluate(outline) == "solid"
+
+
+async def test_tables_and_filters_need_no_script(service: Service, done: str, browser: Browser) -> None:
+    async with opened(browser, service.url, java_script_enabled=False) as watched:
+        page = watched.page
+        await page.goto(f"/pages/risk?forecast_id={done}")
+        await page.get_by_label("Region").select_option("north")
+        await page.get_by_label("Order").select_option("server_id")
+        await page.get_by_role("button", name="Show").click()
+        assert await page.locator("a.server").all_inner_texts() == ["web-1", "web-2"]
+
+
+async def test_a_key_opens_the_pages_and_signing_out_shuts_them(
+    database_url: str, tmp_path: Path, browser: Browser
+) -> None:
+    async with serving(database_url, tmp_path) as service, opened(browser, service.url) as watched:
+        _, secret = await service.app.state.services.keys.create("pages", ["read"])
+        page = watched.page
+        await page.goto("/pages/risk?sort=max_p90")
+        await page.get_by_label("API key").fill("hr_wrong")
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_role("alert")).to_contain_text("unknown or revoked")
+        await page.get_by_label("API key").fill(secret)
+        await page.keyboard.press("Enter")
+        # Nothing has been forecast yet, which only someone who is signed in is told.
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Not found")
+        await page.goto("/")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("How much room is left?")
+        assert await page.locator("form").count() == 0, "a key that may only read is offered no form to write"
+        assert secret not in await page.evaluate(
+            "document.cookie + JSON.stringify({...localStorage, ...sessionStorage})"
+        )
+        await page.get_by_role("button", name="Sign out").click()
+        await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+async def test_no_page_has_an_inline_script_or_style_and_only_charts_relax_the_policy(
+    service: Service, done: str
+) -> None:
+    for place, address in enumerate(addresses(done)):
+        answer = await service.http.get(address)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        tags = re.findall(r"<[a-z][^>]*>", answer.text)
+        assert not [tag for tag in tags if re.search(r"\s(style|on[a-z]+)\s*=", re.sub(r'"[^"]*"', '""', tag))]
+        scripts = [tag for tag in tags if tag.startswith("<script")]
+        assert all("src=" in tag or 'type="application/json"' in tag for tag in scripts)
+        policy = answer.headers["content-security-policy"]
+        assert "unsafe" not in policy
+        assert "script-src" not in policy
+        if place < 2:
+            assert policy == _HEADERS["Content-Security-Policy"]
+        else:
+            assert re.sub(r" style-src 'self' 'sha256-[^']+';", "", policy) == _HEADERS["Content-Security-Policy"]
+
+
+async def test_who_may_see_what(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path) as service:
+        keys = service.app.state.services.keys
+        secrets = {scope: (await keys.create(scope, scope.split()))[1] for scope in ("read", "write", "read write")}
+        refused = await service.http.get("/")
+        assert refused.status_code == 401
+        assert 'id="sign-in"' in refused.text
+        assert refused.headers["www-authenticate"].startswith("Bearer")
+        held = {
+            name: await service.http.get("/", headers={"Authorization": f"Bearer {key}"})
+            for name, key in secrets.items()
+        }
+        assert {name: answer.status_code for name, answer in held.items()} == {
+            "read": 200,
+            "write": 403,
+            "read write": 200,
+        }
+        assert {name: 'id="upload"' in answer.text for name, answer in held.items()} == {
+            "read": False,
+            "write": False,
+            "read write": True,
+        }
+        assert (await service.http.get("/sign-in")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "status", "said"),
+    [
+        ("/pages/forecasts/nonsense", 404, "nothing at"),
+        (f"/pages/forecasts/{uuid.UUID(int=0)}", 404, "There is no forecast"),
+        ("/pages/forecasts/{done}/servers/nobody", 404, "nobody"),
+        ("/pages/forecasts/{done}/servers/web-1?model=prophet", 422, "has no run of prophet"),
+        ("/pages/risk?threshold=much", 422, "is not a number"),
+        ("/pages/risk?sort=beauty", 422, "?sort"),
+        ("/pages/risk?cursor=forged", 400, "cursor"),
+        ("/?forecast_id=nonsense", 404, "There is no forecast"),
+    ],
+)
+async def test_an_error_is_a_page_too(service: Service, done: str, address: str, status: int, said: str) -> None:
+    answer = await service.http.get(address.replace("{done}", done))
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "text/html; charset=utf-8")
+    assert said in answer.text
+    assert "Traceback" not in answer.text
+
+
+async def test_a_metric_without_a_threshold_is_asked_for_one(service: Service, dataset: str) -> None:
+    forecast = await service.forecast(dataset, "seasonal_naive", metric="sessions")
+    await service.run(forecast, "seasonal_naive")
+    for address in (f"/?forecast_id={forecast}", f"/pages/forecasts/{forecast}", f"/pages/risk?forecast_id={forecast}"):
+        asked = await service.http.get(address)
+        assert asked.status_code == 200
+        assert 'name="threshold"' in asked.text
+        assert 'class="server"' not in asked.text
+        judged = await service.http.get(address, params={"forecast_id": forecast, "threshold": "7000"})
+        assert 'class="server"' in judged.text
+        assert "7,000" in judged.text
+    server = await service.http.get(f"/pages/forecasts/{forecast}/servers/web-1")
+    assert server.status_code == 200
+
+
+async def test_pages_of_the_risk_table_hold_every_server_once(service: Service, done: str) -> None:
+    seen, address = [], f"/pages/risk?forecast_id={done}&sort=server_id&limit=3"
+    while address:
+        answer = await service.http.get(address)
+        assert answer.status_code == 200, answer.text
+        seen += re.findall(r'class="server"[^>]*>([^<]*)</a>', answer.text)
+        following = re.search(r'rel="next" href="([^"]*)"', answer.text)
+        address = "/pages/risk" + following[1].replace("&amp;", "&") if following else ""
+    assert len(seen) == len(SERVERS) == len(set(seen))
+
+
+async def test_history_is_read_in_pages_with_its_gaps(service: Service) -> None:
+    rows = ["server_id,timestamp,cpu_p95", *(f"a,{day},{i}" for i, day in enumerate(DAYS) if i != 3), "b,2022-09-01,1"]
+    rows += [f"b,{day},{i}" for i, day in enumerate(DAYS) if i > 5]
+    made = await service.http.post("/datasets", content="\n".join(rows), headers={"Content-Type": "text/csv"})
+    address = f"/datasets/{made.json()['id']}/history"
+    asked: dict[str, Any] = {"metric": "cpu_p95", "server_id": "a", "limit": 100}
+    first = (await service.http.get(address, params=asked)).json()
+    second = (await service.http.get(address, params=asked | {"cursor": first["next_cursor"]})).json()
+    items = first["items"] + second["items"]
+    assert second["next_cursor"] is None
+    assert [item["timestamp"] for item in items] == [str(day) for day in DAYS]
+    assert [item["value"] for item in items] == [None if i == 3 else float(i) for i in range(len(DAYS))]
+    assert first["unit"] == "percent"
+    for wrong in ({"metric": "mem"}, {"server_id": "c"}):
+        assert (await service.http.get(address, params=asked | wrong)).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(None, "–"), (0.0, "0\u202f%"), (0.001, "< 1 %"), (0.834, "83\u202f%"), (0.999, "> 99 %"), (1.0, "100\u202f%")],
+)
+async def test_a_share_is_shown_as_percent(share: float | None, shown: str) -> None:
+    assert percent(share) == shown
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (None, "–"),
+        (1.0, "1\u202fday"),
+        (12, "12\u202fdays"),
+        (0.25, "6\u202fh"),
+        (1.5, "36\u202fh"),
+        (2.125, "2.1\u202fdays"),
+    ],
+)
+async def test_a_runway_is_shown_in_days_or_hours(count: float | None, shown: str) -> None:
+    assert days(count) == shown
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 90, 2200])
+async def test_a_little_fan_stays_in_its_box_and_keeps_its_peaks(horizon: int) -> None:
+    middle = np.full(horizon, 50.0)
+    high = middle + 5
+    high[horizon // 2] = 95.0
+    drawn = fan(middle - 5, middle, high, 90.0)
+    heights = [float(y) for y in re.findall(r"[\d.]+ (-?[\d.]+)", drawn.band)]
+    assert 0 <= min(heights) < drawn.threshold, "the one step over the threshold is to be seen over it"
+    assert max(heights) <= HEIGHT
