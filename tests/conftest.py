@@ -34,10 +34,18 @@ def template(folder: str) -> str:
     return f"headroom_template_{Path(folder).name.removeprefix('headroom-tests-')}"
 
 
+def roomy_memory() -> str | None:
+    """A file system in memory that programs may run from, or none: a cluster is a thousand small files."""
+    shared = "/dev/shm"
+    if not os.path.ismount(shared) or os.statvfs(shared).f_flag & os.ST_NOEXEC:
+        return None
+    return shared if shutil.disk_usage(shared).free > 4 << 30 else None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         # Not pytest's own temporary folder: that is closed to the unprivileged user who runs PostgreSQL for root.
-        folder = Path(tempfile.mkdtemp(prefix="headroom-tests-"))
+        folder = Path(tempfile.mkdtemp(prefix="headroom-tests-", dir=roomy_memory()))
         folder.chmod(0o711)
         os.environ[FOLDER] = str(folder)
 

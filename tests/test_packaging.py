@@ -148,10 +148,10 @@ def test_every_command_of_the_containers_is_there(image: Image) -> None:
     services = compose()["services"].values()
     commands = [json.loads(stages()[-1].all("CMD")[0]), *(s["command"] for s in services if "command" in s)]
     assert len(commands) == 4
-    for command in commands:
-        helped = image.run(*entry, *command, "--help")
-        assert helped.returncode == 0, helped.stderr
-        assert command[0] in helped.stdout
+    helped = image.run(*entry, "--help")
+    assert helped.returncode == 0, helped.stderr
+    offered = set(helped.stdout.split())
+    assert {command[0] for command in commands} <= offered
 
 
 def test_the_image_migrates_serves_and_says_that_it_is_healthy(image: Image, postgres_url: str, empty_url: str) -> None:

@@ -27,7 +27,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="drops privileges, so it 
 @contextlib.contextmanager
 def open_folder() -> Iterator[Path]:
     """An empty folder which, unlike pytest's own, another user may enter."""
-    made = Path(tempfile.mkdtemp(prefix="headroom-embedded-"))
+    made = Path(tempfile.mkdtemp(prefix="embedded-", dir=os.environ["HEADROOM_TEST_FOLDER"]))
     made.chmod(0o711)
     yield made
     shutil.rmtree(made)
