@@ -1,10 +1,11 @@
 """One suite over every local model: what `app.forecasters._contract` promises, on small panels of awkward servers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from app import forecasters
 from app.domain.panel import MIN_VALUES, Array, Frequency, Panel
@@ -49,6 +50,13 @@ def forecast(model: str, past: Panel, horizon: int = HORIZON, levels: tuple[floa
     assert np.isfinite(values).all()
     assert (np.diff(values, axis=-1) >= 0).all()
     return values
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the children that fit: small fits on several threads spend their time waiting for one another."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(params=MODELS)
