@@ -18,6 +18,7 @@ from app.domain.evaluation import Scores, Trial, judge, seasonal_scale
 from app.domain.panel import MIN_VALUES, Array, Panel, Times
 from app.domain.paths import Template, template
 from app.domain.preparation import prepare
+from app.failpoints import reach
 from app.storage.panels import load_panel
 
 
@@ -66,6 +67,8 @@ class Fitted:
 def fit(piece: Piece) -> Fitted:
     """Fit, predict, and leave the quantiles in `piece.out`, whole or not at all."""
     began = time.perf_counter()
+    for server in piece.servers:
+        reach(f"fit.{piece.model}.{server}")
     past = piece.source.panel(piece.servers).before(piece.window * piece.horizon)
     enough = np.flatnonzero(past.counts() >= MIN_VALUES)
     values = np.full((len(piece.servers), piece.horizon, len(piece.levels)), np.nan, np.float32)

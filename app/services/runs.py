@@ -26,6 +26,7 @@ from app.domain.forecast import Forecast
 from app.domain.panel import MIN_VALUES, Frequency
 from app.domain.run import Claim, RunError, RunStatus
 from app.errors import Fatal
+from app.failpoints import reach
 from app.services.fitting import Case, Fitted, Judged, Part, Piece, Source, fit, judge_run
 from app.storage import datasets as stored_datasets
 from app.storage import forecasts as stored_forecasts
@@ -106,6 +107,7 @@ class Runs:
             crashed = f"its worker died {claim.attempt} times while it ran; the run is given up"
             await self._end(claim, RunError("worker-crashed", crashed))
             return
+        reach("after_claim")
         progress = _Progress()
         try:
             judged, plan, pieces = await self._held(claim, progress, self._computed(claim, progress))
@@ -180,6 +182,7 @@ class Runs:
         async def one(piece: Piece) -> list[tuple[Part, Fitted]]:
             made = await self._fitted(plan, piece, failures)
             progress.done += 1
+            reach("after_piece")
             return made
 
         made = [item for part in await _all(one(piece) for piece in pieces) for item in part]
@@ -295,6 +298,7 @@ class Runs:
             warnings.append(f"{claim.model}: {stood_in} of {len(plan.servers)} servers were answered by {STAND_IN}")
         if judged.scores is None:
             warnings.append(f"{claim.model}: the history is too short for a back-test of {claim.model}; it is unscored")
+        reach("before_store")
         async with self._database.begin() as connection:
             kept = await stored_runs.end(
                 connection,
@@ -312,6 +316,8 @@ class Runs:
             await stored_results.write(connection, claim.run_id, found)
             await stored_results.write_template(connection, claim.run_id, judged.template)
             await stored_forecasts.settle(connection, claim.forecast_id, warnings)
+            reach("before_commit")
+        reach("after_commit")
         log.info("run %s (%s) succeeded", claim.run_id, claim.model)
 
     async def _end(self, claim: Claim, error: RunError) -> None:
