@@ -23,8 +23,8 @@ from app.forecasters._contract import Combined
 PRIOR = {"structural": 4.0, "gradient_boosting": 3.0, "seasonal_naive": 1.0}
 """What a member counts before any window has spoken."""
 
-POWER = 8.0
-"""How sharply the better is preferred: a tenth more loss, half the weight."""
+POWER = 12.0
+"""How sharply the better is preferred: a tenth more loss, a third of the weight."""
 
 OWN = 3.0
 """Windows at which a server's own losses count as much as the fleet's."""
@@ -93,8 +93,8 @@ def _weights(losses: Array, prior: Array) -> Array:
     size = total.mean(axis=0)
     relative = np.where(size > 0, total / np.where(size > 0, size, 1.0), 1.0)
     seen = windows > 0
-    fleet = np.log(np.maximum(relative[:, seen].mean(axis=1), 1e-6))
     own = np.log(np.maximum(relative, 0.02))
+    fleet = own[:, seen].mean(axis=1)
     trust = windows / (windows + OWN)
     score = trust * own + (1 - trust) * fleet[:, None]
     share = prior[:, None] * np.exp(-POWER * (score - score.min(axis=0)))
