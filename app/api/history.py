@@ -5,7 +5,7 @@ from typing import Annotated
 from uuid import UUID
 
 import numpy as np
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
 from app.api.auth import scope
@@ -42,7 +42,7 @@ class HistoryPage(Page[HistoryValue]):
     responses=problems(BadCursor, NotFound),
 )
 async def history(
-    dataset_id: UUID,
+    dataset_id: Annotated[UUID, Path(description="The dataset.")],
     services: Services,
     paging: PagingParameters,
     metric: Annotated[Text, Query(description="One of the dataset's metrics.", examples=["cpu_p95"])],
