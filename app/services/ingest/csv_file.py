@@ -178,7 +178,6 @@ def _columns(
     # One by one, and handed over: a second copy of all of them would be what the upload costs most.
     arrow = dict(zip(names, table.columns, strict=True))
     del table
-    pa.default_memory_pool().release_unused()
     return {name: arrow.pop(name).to_numpy() if name in as_numbers else Words.of(arrow.pop(name)) for name in names}
 
 
