@@ -141,15 +141,17 @@ async def risk(
     try:
         after = paging.after(tuple[UUID, str])
         glance = await _glance(services, question, filters, sort, paging.limit + 1, after)
-    except ThresholdRequired as error:
-        return page("risk.html", glance=None, trouble=error, points=None, next_cursor=None, first_page=True, **common)
+    except (NotFound, ThresholdRequired) as error:
+        if forecast_id and isinstance(error, NotFound):
+            raise
+        asks = isinstance(error, ThresholdRequired)
+        return page("risk.html", glance=None, trouble=error, asks_threshold=asks, **common)
     positions = [(glance.forecast.id, server.server_id) for server in glance.answer.servers]
     shown = paging.page(glance.answer.servers, positions)
     return page(
         "risk.html",
         charts=True,
         glance=replace(glance, answer=replace(glance.answer, servers=shown.items)),
-        trouble=None,
         points=await _points(services, replace(question, forecast_id=glance.forecast.id), filters),
         next_cursor=shown.next_cursor,
         first_page=paging.cursor is None,

@@ -224,6 +224,22 @@ async def test_the_overview_says_who_runs_out_and_leads_there(service: Service, 
         await expect(page.locator(".facts")).to_contain_text("2023-01-01, first p90 over the threshold")
 
 
+async def test_a_dot_names_its_server_and_opens_it(service: Service, done: str, browser: Browser) -> None:
+    async with opened(browser, service.url) as watched:
+        page = watched.page
+        await page.goto(f"/pages/risk?forecast_id={done}")
+        await expect(page.locator("#scatter")).to_have_attribute("data-drawn", "yes")
+        box = await page.locator("#scatter .points path").first.bounding_box()
+        assert box is not None
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        await page.mouse.move(middle[0] + 40, middle[1])
+        await page.mouse.move(*middle, steps=5)
+        await expect(page.locator("#scatter .hoverlayer")).to_contain_text(HOSTILE)
+        await page.mouse.click(*middle)
+        await expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
+        assert watched.complaints == []
+
+
 async def test_progress_arrives_without_a_reload_and_results_with_one(
     service: Service, dataset: str, browser: Browser
 ) -> None:
@@ -328,7 +344,8 @@ async def test_a_key_opens_the_pages_and_signing_out_shuts_them(
         await page.get_by_label("API key").fill(secret)
         await page.keyboard.press("Enter")
         # Nothing has been forecast yet, which only someone who is signed in is told.
-        await expect(page.get_by_role("heading", level=1)).to_have_text("Not found")
+        await expect(page.get_by_role("heading", level=1)).to_have_text("Servers at risk")
+        await expect(page.get_by_role("main")).to_contain_text("No forecast has succeeded yet")
         await page.goto("/")
         await expect(page.get_by_role("heading", level=1)).to_have_text("How much room is left?")
         assert await page.locator("form").count() == 0, "a key that may only read is offered no form to write"

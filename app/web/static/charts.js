@@ -48,14 +48,14 @@ function fan(place, data) {
     { x: data.history.x, y: data.history.y, name: "history", mode: "lines", line: { ...line, color: colour("history"), width: 1.2 }, hovertemplate: value },
     { ...band, y: p10, name: "p10", showlegend: false },
     { ...band, y: p90, name: "p10 to p90", fill: "tonexty", fillcolor: colour("band") + "cc", hovertemplate: `${value}<extra>p90</extra>` },
-    { x, y: p50, name: "p50", mode: "lines", line: { ...line, color: colour("median"), width: 2 }, hovertemplate: value },
+    { x, y: p50, name: "p50", mode: "lines", line: { ...line, color: colour("median"), width: 1.6 }, hovertemplate: value },
   ];
   const shapes = data.peaks.map((peak) => ({ type: "rect", layer: "below", xref: "x", yref: "paper", x0: peak.start, x1: peak.end, y0: 0, y1: 1, line: { width: 0 }, fillcolor: colour("high"), opacity: 0.13 }));
   shapes.push({ type: "line", xref: "x", yref: "paper", x0: data.asOf, x1: data.asOf, y0: 0, y1: 1, line: { color: colour("soft"), width: 1, dash: "dot" } });
   const notes = [];
   if (data.threshold !== null) {
     shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: data.threshold, y1: data.threshold, line: { color: colour("limit"), width: 1.5, dash: "dash" } });
-    notes.push({ xref: "paper", x: 0, y: data.threshold, xanchor: "left", yanchor: "bottom", showarrow: false, text: `threshold ${data.threshold}${unit}`, font: { color: colour("limit") } });
+    notes.push({ xref: "paper", x: 0, y: data.threshold, xanchor: "left", yanchor: "bottom", showarrow: false, text: `threshold ${data.threshold}${unit}`, bgcolor: colour("surface"), opacity: 0.9, font: { color: colour("limit") } });
   }
   // A narrow screen opens on less of the history, so that the forecast can be read.
   const [whole, to] = data.opens.map((time) => Date.parse(`${time}Z`));
@@ -82,7 +82,7 @@ function scatter(place, data) {
       name: names[level], mode: "markers", type: "scatter",
       x: those.map((server, place) => server.runway ?? beyond + data.horizon * 0.005 * ((place % 13) - 6)), y: those.map((server) => server.probability * 100),
       customdata: those.map((server) => server.id),
-      text: those.map((server) => `${plain(server.id)}<br>${server.runway === null ? "not within the horizon" : `runway ${server.runway} days`}<br>breach ${(server.probability * 100).toFixed(0)} %, max p90 ${server.maxP90}`),
+      text: those.map((server) => `${plain(server.id)}<br>${server.runway === null ? "not within the horizon" : `runway ${Math.round(server.runway * 100) / 100} days`}<br>breach ${(server.probability * 100).toFixed(0)} %, max p90 ${server.maxP90}`),
       hovertemplate: "%{text}<extra></extra>",
       marker: { size: 9, opacity: 0.8, color: colour(level.replace("_", "-")), line: { width: 1, color: colour("surface") } },
     };
