@@ -191,6 +191,13 @@ REFUSED: dict[str, tuple[str | bytes, str, dict[str, tuple[int, ...]]]] = {
     "an unclosed quote at the end": (HEADER + daily(5) + 'b,2024-01-01,"1', "validation", {"quote": (6,)}),
     "a value over two lines": (HEADER + daily(5) + '"b\nc",2024-01-01,1\n', "validation", {"server-id": (6,)}),
     "rows of other lengths": (HEADER + daily(3) + "a,2024-01-04\n" + "a,1,2,3\n", "validation", {"row-length": (4, 5)}),
+    "a cell beyond all measure in a ragged row": (
+        HEADER + daily(3) + "a,1\n" + "x" * 200_000 + ",1\n",
+        "validation",
+        {"row-length": (4,)},
+    ),
+    "a row beyond all measure": (HEADER + daily(3) + "x" * (3 << 20) + ",1\n", "unparseable", {"unparseable": ()}),
+    "a name beyond all measure": ("x" * 200_000 + ",timestamp,cpu\n", "unparseable", {"unparseable": ()}),
     "nested parquet": (
         parquet(server_id=["a"], timestamp=DAYS[:1], cpu_p95=[1.0], tags=[["x"]]),
         "validation",
@@ -266,6 +273,10 @@ def test_what_may_look_odd_and_is_fine(upload: Uploads) -> None:
     assert contents.servers == len(ids)
     assert upload.panel().servers == tuple(sorted(ids, key=str.encode))
     assert (upload.panel().values == 1.5).all()
+
+
+def test_lines_that_end_as_on_old_machines(upload: Uploads) -> None:
+    assert upload((HEADER + daily()).replace("\n", "\r")).rows == 20
 
 
 @pytest.mark.parametrize("missing", ["", "NaN", "NA", "null", '""'])

@@ -1,7 +1,7 @@
 """A CSV, plain or gzipped, as columns.
 
-The fast way reads numbers as numbers, ids and times as dictionaries. Only where that fails is the file looked at
-more closely: its bytes (encoding, NUL, quotes), then the lengths of its rows, then every cell as a word.
+The fast way reads numbers as numbers, ids and times as dictionaries. Only where that fails is every cell read as a
+word; and where that fails too, line by line for what is wrong: encoding, NUL, quotes, the lengths of rows.
 It leaves out what the columns mean together (checks).
 """
 
@@ -10,7 +10,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -96,11 +96,12 @@ def read(
         likely = _likely_numbers(head, names, roles)
         return _columns(path, gzipped, limits, names, likely), roles
     except pa.ArrowInvalid:
-        _refuse_bad_bytes(path, gzipped, limits)
-        _refuse_ragged_rows(path, gzipped, limits, names)
+        pass  # some number is none, or worse
     try:
         return _columns(path, gzipped, limits, names, ()), roles
     except pa.ArrowInvalid:
+        _refuse_bad_bytes(path, gzipped, limits)
+        _refuse_ragged_rows(path, gzipped, limits, names)
         detail = f"The file cannot be read as a CSV: a row is longer than {_BLOCK >> 20} MB, or is no text."
         raise refusal([Complaint("/file", "unparseable", detail)]) from None
 
@@ -141,7 +142,10 @@ def _header(head: bytes) -> list[str]:
         raise refusal([Complaint("/file", "nul", "The first line holds a NUL byte; a CSV is plain text.")])
     if _BINARY.intersection(line):
         raise _unparseable()
-    names = [name.strip() for name in next(csv.reader([text]), [""])]
+    try:
+        names = [name.strip() for name in next(csv.reader([text]), [""])]
+    except csv.Error:
+        raise _unparseable() from None
     if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in text), None)):
         detail = f"The columns are set apart by {other!r}; Headroom reads commas."
         raise refusal([Complaint("/file", "delimiter", detail)])
@@ -242,12 +246,13 @@ def _refuse_ragged_rows(path: Path, gzipped: bool, limits: Limits, names: Sequen
     with _opened(path, gzipped, limits) as stream:
         lines = csv.reader(line.decode() for line in io.BufferedReader(stream, _HEAD) if line.strip())
         next(lines)
-        for row, cells in enumerate(lines, 1):
-            if len(cells) != len(names):
-                total += 1
-                example = example or f"row {row:,} has {len(cells)}, beginning {quoted(','.join(cells))}"
-                if len(rows) < SHOWN_ROWS:
-                    rows.append(row)
+        with suppress(csv.Error):  # a cell beyond all measure: what was found before it is told, or that it is there
+            for row, cells in enumerate(lines, 1):
+                if len(cells) != len(names):
+                    total += 1
+                    example = example or f"row {row:,} has {len(cells)}, beginning {quoted(','.join(cells))}"
+                    if len(rows) < SHOWN_ROWS:
+                        rows.append(row)
     if total:
         detail = f"The header has {len(names)} columns, but {named_rows(rows, total)} not as many: {example}."
         raise refusal([Complaint("/file", "row-length", detail, tuple(rows))])
