@@ -37,13 +37,13 @@ class Auto:
     earlier_windows: int = 3
 
     def weigh(self, trials: Sequence[Trial]) -> Array:
-        losses = np.array([_losses(trial) for trial in trials])  # (members, W, servers)
+        losses = np.array([_losses(trial, _possible(trial)) for trial in trials])  # (members, W, servers)
         prior = np.array([PRIOR[member] for member in self.members])
         return np.array([_weights(losses[:, w:], prior) for w in range(losses.shape[1] + 1)])
 
     def combine(self, trials: Sequence[Trial]) -> Combined:
         weights = self.weigh(trials)
-        made = [np.sort(trial.raw, axis=-1) for trial in trials]
+        made = [_possible(trial) for trial in trials]
 
         def rehearse(w: int) -> Array:
             return _mixed(made, np.broadcast_to(weights[w], weights.shape))
@@ -70,9 +70,14 @@ def _mixed(made: Sequence[Array], weights: Array) -> Array:
 FORECASTER = Auto()
 
 
-def _losses(trial: Trial) -> Array:
+def _possible(trial: Trial) -> Array:
+    """A member's quantiles as they would be shown: ascending, within the bounds."""
+    return np.clip(np.sort(trial.raw, axis=-1), trial.lower[..., None, None], trial.upper[..., None, None])
+
+
+def _losses(trial: Trial, made: Array) -> Array:
     """Mean pinball loss of each window and server: (W, servers), NaN where there was nothing to score."""
-    base = np.sort(trial.raw[1:], axis=-1)[..., [trial.levels.index(level) for level in BASE]]
+    base = made[1:, ..., [trial.levels.index(level) for level in BASE]]
     error = trial.actual[..., None] - base
     levels = np.array(BASE)
     loss = np.maximum(levels * error, (levels - 1) * error).mean(axis=-1)
@@ -94,7 +99,7 @@ def _weights(losses: Array, prior: Array) -> Array:
     relative = np.where(size > 0, total / np.where(size > 0, size, 1.0), 1.0)
     seen = windows > 0
     own = np.log(np.maximum(relative, 0.02))
-    fleet = own[:, seen].mean(axis=1)
+    fleet = np.log(np.maximum(total[:, seen].sum(axis=1) / max(size[seen].sum(), 1e-12), 0.02))
     trust = windows / (windows + OWN)
     score = trust * own + (1 - trust) * fleet[:, None]
     share = prior[:, None] * np.exp(-POWER * (score - score.min(axis=0)))

@@ -36,8 +36,9 @@ Mask = NDArray[np.bool_]
 
 DAY = np.timedelta64(86_400, "s")
 
-OFFSET = 0.5
-"""c, as a share of the server's mean: between the logarithm (0) and the plain value (large)."""
+OFFSET, OFFSET_BOUNDED = 0.5, 4.0
+"""c, as a share of the server's mean: between the logarithm (0) and the plain value (large). What cannot pass 100
+does not grow by factors."""
 NOISE = 1.0
 """Variance of a step's noise, in variances of the server: with it the prior deviations below become penalties."""
 CHANGES = 25
@@ -65,7 +66,7 @@ BLOCKS = 6
 """Distances at which the level is learnt; steps between share a block."""
 ORIGINS = 40
 """Past origins that the level and its errors are learnt from."""
-OWN_SHAPE = 200.0
+OWN_SHAPE = 100.0
 """Steps of history at which a server's own shape of errors counts as much as the fleet's."""
 
 GRID = tuple(np.round(np.concatenate([[0.005, 0.01, 0.025], np.arange(0.05, 0.96, 0.05), [0.975, 0.99, 0.995]]), 3))
@@ -150,7 +151,8 @@ def _logarithm(values: Array, offset: Array) -> Array:
 def _scale(panel: Panel, alive: Mask) -> _Scale:
     values = np.where(alive, panel.values, np.nan)
     mean = np.nanmean(np.abs(values), axis=1)
-    offset = np.where(mean > 0, OFFSET * mean, 1.0)
+    share = np.where(np.isfinite(panel.upper), OFFSET_BOUNDED, OFFSET)
+    offset = np.where(mean > 0, share * mean, 1.0)
     offset[np.nanmin(values, axis=1) < 0] = np.nan
     logs = _logarithm(values, offset[:, None])
     logs = np.where(alive, logs, np.nan)
