@@ -71,6 +71,12 @@ ID = "server_id"
 DAYS = [f"2024-01-{day:02}" for day in range(1, 21)]
 NUMBERS = [float(number) for number in range(20)]
 PARQUET = parquet(server_id=["a"] * 20, timestamp=DAYS, cpu_p95=NUMBERS)
+PARQUET_OF_BYTES = parquet(
+    server_id=pa.array(["a"]).take(pa.array([0] * 20)),
+    timestamp=DAYS,
+    cpu_p95=NUMBERS,
+    region=pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"]).buffers()).take(pa.array([0] * 20)),
+)
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\x06\0\0\0\x1f\x15\xc4\x89"
 
 REFUSED: dict[str, tuple[str | bytes, str, dict[str, tuple[int, ...]]]] = {
@@ -90,6 +96,7 @@ REFUSED: dict[str, tuple[str | bytes, str, dict[str, tuple[int, ...]]]] = {
     "gzip of a png": (gzip.compress(PNG), "unparseable", {"unparseable": ()}),
     "truncated parquet": (PARQUET[: len(PARQUET) // 2], "unparseable", {"unparseable": ()}),
     "parquet with a broken page": (PARQUET[:60] + b"\xff" * 40 + PARQUET[100:], "unparseable", {"unparseable": ()}),
+    "parquet of text that is none": (PARQUET_OF_BYTES, "unparseable", {"unparseable": ()}),
     "duplicate header": ("server_id,timestamp,cpu,cpu\na,2024-01-01,1,2\n", "validation", {"duplicate-column": ()}),
     "unnamed column": ("server_id,timestamp,cpu,\na,2024-01-01,1,2\n", "validation", {"column-name": ()}),
     "no timestamp": ("server_id,when,cpu\na,2024-01-01,1\n", "validation", {"missing-column": ()}),

@@ -102,7 +102,7 @@ def read(
     except pa.ArrowInvalid:
         _refuse_bad_bytes(path, gzipped, limits)
         _refuse_ragged_rows(path, gzipped, limits, names)
-        detail = f"The file cannot be read as a CSV: a row is longer than {_BLOCK >> 20} MB, or is no text."
+        detail = f"The file cannot be read as a CSV: a row is longer than {_BLOCK >> 20} MB, or line ends are mixed."
         raise refusal([Complaint("/file", "unparseable", detail)]) from None
 
 
@@ -245,8 +245,9 @@ def _refuse_ragged_rows(path: Path, gzipped: bool, limits: Limits, names: Sequen
     total = 0
     with _opened(path, gzipped, limits) as stream:
         lines = csv.reader(line.decode() for line in io.BufferedReader(stream, _HEAD) if line.strip())
-        next(lines)
-        with suppress(csv.Error):  # a cell beyond all measure: what was found before it is told, or that it is there
+        # The reader gives up at a cell beyond all measure, or a stray CR: then what was found before it is told.
+        with suppress(csv.Error):
+            next(lines)
             for row, cells in enumerate(lines, 1):
                 if len(cells) != len(names):
                     total += 1

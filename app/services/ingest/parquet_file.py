@@ -41,7 +41,7 @@ def read(
             return _columns(file, names, roles, limits), roles
     except MemoryError:
         raise
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         encrypted = "crypt" in str(error).lower()
         raise refusal([_encrypted() if encrypted else _damaged()]) from None
 
@@ -140,4 +140,6 @@ def _converted(column: pa.Array, kind: pa.DataType) -> pa.Array:
         return column.cast(kind, safe=False)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    return column.cast(pa.string()).dictionary_encode()
+    encoded = column.cast(pa.string()).dictionary_encode()
+    encoded.dictionary.validate(full=True)  # a Parquet file may call any bytes text
+    return encoded
