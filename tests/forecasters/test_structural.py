@@ -149,3 +149,12 @@ def test_the_future_changes_nothing() -> None:
     first = FORECASTER.fit(replace(past, values=cut, last=last), 14).predict(14, LEVELS)
     second = FORECASTER.fit(replace(past, values=wild, last=last), 14).predict(14, LEVELS)
     assert np.array_equal(first, second)
+
+
+def test_growth_goes_on() -> None:
+    """Disks that fill by a tenth a day, beside servers that do not."""
+    growing = 20 + 0.1 * np.arange(690) + noise(20, 690)
+    steady = 50 + noise(20, 690, 2.0, seed=1)
+    forecast = median(panel(np.concatenate([steady, growing])[:, :600]), 90)
+    assert forecast[20:, 60:].mean() == pytest.approx(growing[:, 660:].mean(), abs=5)
+    assert forecast[:20, 60:].mean() == pytest.approx(50, abs=1)
