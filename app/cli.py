@@ -14,9 +14,9 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from app import client, foreground, logs
-from app.domain import fleet as reference_fleet
 from app.errors import HeadroomError
 from app.main import check, create_app
+from app.services import reference_fleet
 from app.settings import Settings
 from app.storage.embedded import EmbeddedPostgres
 from app.storage.migrate import upgrade

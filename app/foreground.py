@@ -26,8 +26,8 @@ from typing import IO, NoReturn
 import httpx
 
 from app import client
-from app.domain import fleet
 from app.errors import CannotStart
+from app.services import reference_fleet
 from app.settings import Settings
 from app.storage.datadir import DataDirLock
 from app.storage.embedded import EmbeddedPostgres
@@ -71,7 +71,7 @@ def demo(settings: Settings, *, stay: bool) -> int:
 def _main_job(headroom: client.Client) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "reference-fleet.parquet"
-        fleet.write(fleet.generate(120, date(2023, 1, 1), date(2025, 12, 31), 42), file)
+        reference_fleet.write(reference_fleet.generate(120, date(2023, 1, 1), date(2025, 12, 31), 42), file)
         dataset = headroom.add_dataset(file)
     client.console.print(
         f"Uploaded the reference fleet: {dataset['servers']} servers, {dataset['rows']:,} rows, "
@@ -89,7 +89,8 @@ def _main_job(headroom: client.Client) -> None:
 
 class _Tree:
     def __init__(self, settings: Settings, database: EmbeddedPostgres | None, url: str, log: IO[str]) -> None:
-        self.url = f"http://{settings.host}:{settings.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+        self.url = f"http://{host}:{settings.port}"
         self._database = database
         self._environment = {
             **os.environ,

@@ -14,6 +14,7 @@ from procrastinate.worker import Worker
 
 from app.services.runs import Runs
 from app.settings import Settings
+from app.storage.faults import classify
 from app.storage.queue import TICK
 from app.wiring import assemble
 
@@ -78,5 +79,8 @@ async def _reconcile(app: App, runs: Runs, every: float) -> None:
             for job in await app.job_manager.get_stalled_jobs():
                 await app.job_manager.finish_job(job, Status.FAILED, delete_job=True)
         except Exception as error:
-            log.warning("reconciling failed (%s: %s); trying again", type(error).__name__, error)
+            if classify(error) is None:
+                log.exception("reconciling failed by a fault of ours; trying again")
+            else:
+                log.warning("the database is away (%s); reconciling later", type(error).__name__)
         await asyncio.sleep(every)

@@ -13,15 +13,10 @@ on the fleet. It leaves out real data, and anything between two days.
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 from numpy.random import Generator
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 from scipy.special import ndtri
 
 from app.domain import calendar
@@ -163,27 +158,12 @@ class Parts:
         return np.clip(base * (1 + self.weekday + self.year + self.events), 0, 100)
 
 
-def generate(servers: int = SERVERS, start: date = START, end: date = END, seed: int = SEED) -> pa.Table:
-    """The fleet as a table sorted by server: one row per server and day, all metrics, the attributes.
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What monitoring saw of a metric: `values` (servers, steps), and where it saw nothing."""
 
-    `end` is included. Missing values are null; no row is missing. The same arguments give the same fleet.
-    Raises ValueError for a fleet without servers or days.
-    """
-    fleet = make(servers, start, end, seed)
-    rows, steps = fleet.shape
-    out = np.random.default_rng([seed, 1_000])
-    outage = _outages(fleet, out)
-    columns: dict[str, pa.Array] = {
-        "server_id": _repeated(fleet.servers, steps),
-        "timestamp": pa.array(np.tile(fleet.times.astype("datetime64[D]"), rows)),
-    }
-    for metric in METRICS:
-        values = _observed(parts(fleet, metric.name), out)
-        missing = outage | (out.random(values.shape, dtype=np.float32) < MISSING_RATE)
-        columns[metric.name] = pa.array(values.ravel(), mask=missing.ravel())
-    for attribute in ("business_unit", "region", "criticality"):
-        columns[attribute] = _repeated(getattr(fleet, attribute), steps)
-    return pa.table(columns)
+    values: Array
+    missing: NDArray[np.bool_]
 
 
 def make(servers: int = SERVERS, start: date = START, end: date = END, seed: int = SEED) -> Fleet:
@@ -235,18 +215,15 @@ def parts(fleet: Fleet, metric: str) -> Parts:
     )
 
 
-def write(table: pa.Table, path: Path) -> None:
-    """Write the table in the form that the name's ending tells: .csv, .csv.gz or .parquet, else ValueError."""
-    if path.name.endswith(".parquet"):
-        # Without the Arrow schema, so that text comes back as plain text.
-        pyarrow.parquet.write_table(table, path, compression="zstd", store_schema=False)
-    elif path.name.endswith(".csv.gz"):
-        with pa.CompressedOutputStream(str(path), "gzip") as out:
-            pyarrow.csv.write_csv(table, out)
-    elif path.name.endswith(".csv"):
-        pyarrow.csv.write_csv(table, path)
-    else:
-        raise ValueError(f"{path.name!r} ends neither in .csv nor in .csv.gz or .parquet")
+def observe(fleet: Fleet) -> dict[str, Observed]:
+    """Every metric with its noise, outliers and missing values; the same fleet, the same values."""
+    random = np.random.default_rng([fleet.seed, 1_000])
+    outage = _outages(fleet, random)
+    seen = {}
+    for metric in METRICS:
+        values = _with_outliers(parts(fleet, metric.name), random)
+        seen[metric.name] = Observed(values, outage | (random.random(values.shape, dtype=np.float32) < MISSING_RATE))
+    return seen
 
 
 def _levels(random: Generator, servers: int, metric: Metric) -> Array:
@@ -291,11 +268,19 @@ def _noise(fleet: Fleet, random: Generator, scale: Array) -> Array:
     for number, archetype in enumerate(ARCHETYPES):
         rows, persistence = fleet.archetype == number, archetype.persistence
         shocks[rows, 1:] *= np.sqrt(1 - persistence**2)
-        shocks[rows] = lfilter([1], [1, -persistence], shocks[rows], axis=1)
+        _carry_over(shocks, rows, persistence)
     return shocks
 
 
-def _observed(made: Parts, random: Generator) -> Array:
+def _carry_over(shocks: Array, rows: NDArray[np.bool_], persistence: float) -> None:
+    """Each day keeps its share of the day before, in place."""
+    own = shocks[rows].T.copy()
+    for step in range(1, len(own)):
+        own[step] += persistence * own[step - 1]
+    shocks[rows] = own.T
+
+
+def _with_outliers(made: Parts, random: Generator) -> Array:
     """Mean and noise with a few outliers, half of them peaks and half drops, to two decimals."""
     values = made.mean * (1 + made.noise)
     server, step = np.nonzero(random.random(values.shape, dtype=np.float32) < OUTLIER_RATE)
@@ -324,9 +309,3 @@ def _quota(random: Generator, servers: int, shares: list[float]) -> Index:
 
 def _assigned(random: Generator, servers: int, shares: dict[str, float]) -> NDArray[np.str_]:
     return np.array(list(shares))[_quota(random, servers, list(shares.values()))]
-
-
-def _repeated(labels: NDArray[np.str_], steps: int) -> pa.Array:
-    """Each label for so many rows, stored once."""
-    names, index = np.unique(labels, return_inverse=True)
-    return pa.DictionaryArray.from_arrays(np.repeat(index.astype(np.int32), steps), names)

@@ -12,7 +12,7 @@ or cancelled finds that its writes change no row, and stops.
 import asyncio
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from app.domain.panel import MIN_VALUES, Frequency
 from app.domain.run import Claim, RunError, RunStatus
 from app.errors import Fatal
 from app.failpoints import reach
+from app.services.coordination import Gate, Once
 from app.services.fitting import Case, Fitted, Judged, Part, Piece, Source, fit, judge_run
 from app.storage import datasets as stored_datasets
 from app.storage import forecasts as stored_forecasts
@@ -94,10 +95,20 @@ class Runs:
         self._compute = compute
         self._work = work
         self._policy = policy
-        self._shared = _Shared()
+        self._once = Once[Fitted]()
+        self._gate = Gate()
 
     async def tick(self, run_id: UUID) -> None:
-        """Take the run if it is there to be taken, and carry it as far as it goes. Safe to call twice."""
+        """Take the run if it is there to be taken, and carry it as far as it goes. Safe to call twice.
+
+        A run on which workers died is carried alone, so that it takes no other with it, and its deaths are its own.
+        """
+        async with self._database.connect() as connection:
+            suspect = await stored_runs.attempts(connection, run_id) > 0
+        async with self._gate.alone() if suspect else self._gate.shared():
+            await self._carry(run_id)
+
+    async def _carry(self, run_id: UUID) -> None:
         async with self._database.begin() as connection:
             claim = await stored_runs.claim(connection, run_id, self._policy.lease_seconds)
         if claim is None:
@@ -108,6 +119,7 @@ class Runs:
             await self._end(claim, RunError("worker-crashed", crashed))
             return
         reach("after_claim")
+        reach(f"after_claim.{claim.model}")
         progress = _Progress()
         try:
             judged, plan, pieces = await self._held(claim, progress, self._computed(claim, progress))
@@ -270,7 +282,7 @@ class Runs:
         """A piece that is there already, from an earlier claim or another run of the forecast, is not fitted again."""
         if await asyncio.to_thread(Path(piece.out).exists):
             return Fitted(0.0, 0, 0)
-        return await self._shared.run(
+        return await self._once.run(
             piece.out, lambda: self._compute.run(fit, piece, seconds=self._policy.chunk_seconds)
         )
 
@@ -357,30 +369,6 @@ class _Failures:
                 f"{self._model} failed on {len(self._failed)} of {self._servers} servers, the last time with: {error}",
                 slug="model-failed",
             )
-
-
-class _Shared:
-    """Work that several runs may want at once is done once; it stops when nobody waits for it any more."""
-
-    def __init__(self) -> None:
-        self._tasks: dict[str, asyncio.Task[Fitted]] = {}
-        self._waiting: dict[str, int] = {}
-
-    async def run(self, key: str, work: Callable[[], Awaitable[Fitted]]) -> Fitted:
-        async def started() -> Fitted:
-            return await work()
-
-        task = self._tasks.get(key)
-        if task is None:
-            task = self._tasks[key] = asyncio.create_task(started())
-        self._waiting[key] = self._waiting.get(key, 0) + 1
-        try:
-            return await asyncio.shield(task)
-        finally:
-            self._waiting[key] -= 1
-            if not self._waiting[key]:
-                del self._waiting[key], self._tasks[key]
-                task.cancel()
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, Answer]]) -> list[Answer]:

@@ -16,6 +16,10 @@ from app.storage.tables import forecasts, run_events, runs
 
 _OPEN = (RunStatus.QUEUED, RunStatus.RUNNING)
 _NEXT_REVISION = sa.text("nextval('revisions')")
+_NO_TICK_WAITS = sa.text(
+    "NOT EXISTS (SELECT FROM procrastinate_jobs WHERE status = 'todo' AND args->>'run_id' = runs.id::text)"
+)
+"""Unless the queue holds a tick of this run that no worker has fetched."""
 
 
 def to_run(row: sa.Row[Any]) -> Run:
@@ -72,6 +76,11 @@ async def of(connection: AsyncConnection, forecast_ids: Sequence[UUID]) -> dict[
     for row in rows:
         found[row.forecast_id].append(to_run(row))
     return {forecast_id: tuple(its) for forecast_id, its in found.items()}
+
+
+async def attempts(connection: AsyncConnection, run_id: UUID) -> int:
+    """Workers that died on it so far."""
+    return await connection.scalar(sa.select(runs.c.attempt).where(runs.c.id == run_id)) or 0
 
 
 async def claim(connection: AsyncConnection, run_id: UUID, lease_seconds: float) -> Claim | None:
@@ -192,6 +201,7 @@ async def overdue(connection: AsyncConnection, late_seconds: float) -> Sequence[
                 sa.and_(runs.c.status == RunStatus.QUEUED, runs.c.due_at < late),
                 sa.and_(runs.c.status == RunStatus.RUNNING, runs.c.lease_until < sa.func.now()),
             ),
+            _NO_TICK_WAITS,
         )
         .order_by(runs.c.due_at)
         .limit(1_000)

@@ -10,6 +10,7 @@ import pytest
 from app.domain import calendar, fleet
 from app.domain.panel import Array, Frequency, Panel
 from app.domain.preparation import fill_gaps
+from app.services import reference_fleet
 
 WINDOW = 90
 YEAR = (date(2024, 1, 1), date(2024, 12, 31))
@@ -46,7 +47,7 @@ def history_of(values: Array, start: np.datetime64) -> Array:
 @pytest.mark.parametrize("seed", [fleet.SEED, 1, 7])
 def test_the_default_fleet_is_as_hard_to_forecast_as_it_was_made_to_be(seed: int) -> None:
     made = fleet.make(seed=seed)
-    values = grid(fleet.generate(seed=seed), "cpu_p95", 120)
+    values = grid(reference_fleet.generate(seed=seed), "cpu_p95", 120)
     history, actual = history_of(values, made.times[0]), values[:, -WINDOW:]
     four_weeks = history[:, -28:].reshape(120, 4, 7).mean(axis=1)
     assert 9 < smape(np.tile(four_weeks, 13)[:, :WINDOW], actual) < 11
@@ -56,13 +57,13 @@ def test_the_default_fleet_is_as_hard_to_forecast_as_it_was_made_to_be(seed: int
 
 @pytest.mark.parametrize("seed", [fleet.SEED, 1, 7])
 def test_the_default_fleet_has_servers_at_risk_and_idle_ones(seed: int) -> None:
-    last = grid(fleet.generate(seed=seed), "cpu_p95", 120)[:, -WINDOW:]
+    last = grid(reference_fleet.generate(seed=seed), "cpu_p95", 120)[:, -WINDOW:]
     assert 0.10 <= (np.nanmax(last, axis=1) > 90).mean() <= 0.20
     assert 0.15 <= (np.nanmean(last, axis=1) < 40).mean() <= 0.25
 
 
 def test_a_fleet_is_one_row_per_server_and_day_in_percent() -> None:
-    table = fleet.generate(12, *YEAR, seed=3)
+    table = reference_fleet.generate(12, *YEAR, seed=3)
     assert table.column_names == [
         *("server_id", "timestamp", "cpu_p95", "mem_p95", "disk_p95", "net_p95"),
         *("business_unit", "region", "criticality"),
@@ -81,8 +82,8 @@ def test_a_fleet_is_one_row_per_server_and_day_in_percent() -> None:
 
 
 def test_the_same_arguments_give_the_same_fleet() -> None:
-    assert fleet.generate(5, *YEAR, seed=3).equals(fleet.generate(5, *YEAR, seed=3))
-    assert not fleet.generate(5, *YEAR, seed=3).equals(fleet.generate(5, *YEAR, seed=4))
+    assert reference_fleet.generate(5, *YEAR, seed=3).equals(reference_fleet.generate(5, *YEAR, seed=3))
+    assert not reference_fleet.generate(5, *YEAR, seed=3).equals(reference_fleet.generate(5, *YEAR, seed=4))
 
 
 def test_a_fleet_has_its_share_of_every_kind() -> None:
@@ -111,7 +112,7 @@ def test_the_causes_are_where_the_calendar_has_them() -> None:
 def test_what_was_observed_is_mean_and_noise_but_for_few_values() -> None:
     made = fleet.make(40, *YEAR)
     cpu = fleet.parts(made, "cpu_p95")
-    seen = grid(fleet.generate(40, *YEAR), "cpu_p95", 40)
+    seen = grid(reference_fleet.generate(40, *YEAR), "cpu_p95", 40)
     told = np.clip(cpu.mean * (1 + cpu.noise), 0, 100)
     there = np.isfinite(seen)
     assert 0.98 < there.mean() < 1
@@ -133,9 +134,9 @@ def test_some_disks_fill_up_and_are_cleaned() -> None:
 
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
 def test_a_written_fleet_reads_back(tmp_path: Path, suffix: str) -> None:
-    table = fleet.generate(3, *YEAR)
+    table = reference_fleet.generate(3, *YEAR)
     path = tmp_path / f"fleet{suffix}"
-    fleet.write(table, path)
+    reference_fleet.write(table, path)
     read = pyarrow.parquet.read_table(path) if suffix == ".parquet" else pyarrow.csv.read_csv(path)
     assert read.column_names == table.column_names
     for name in table.column_names:
@@ -145,17 +146,17 @@ def test_a_written_fleet_reads_back(tmp_path: Path, suffix: str) -> None:
 
 def test_another_ending_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'fleet.xlsx' ends neither in .csv"):
-        fleet.write(fleet.generate(1, *YEAR), tmp_path / "fleet.xlsx")
+        reference_fleet.write(reference_fleet.generate(1, *YEAR), tmp_path / "fleet.xlsx")
 
 
 def test_a_fleet_needs_servers_and_days() -> None:
     with pytest.raises(ValueError, match="at least one server"):
-        fleet.generate(0)
+        reference_fleet.generate(0)
     with pytest.raises(ValueError, match="before it starts"):
-        fleet.generate(3, date(2024, 2, 1), date(2024, 1, 31))
+        reference_fleet.generate(3, date(2024, 2, 1), date(2024, 1, 31))
     with pytest.raises(KeyError):
         fleet.parts(fleet.make(3), "gpu_p95")
 
 
 def test_a_fleet_of_one_server_and_one_day() -> None:
-    assert fleet.generate(1, date(2024, 2, 29), date(2024, 2, 29)).num_rows == 1
+    assert reference_fleet.generate(1, date(2024, 2, 29), date(2024, 2, 29)).num_rows == 1

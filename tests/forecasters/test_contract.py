@@ -18,9 +18,7 @@ MODELS = [name for name in forecasters.names() if name != "auto"]
 USES_KNOWN_AHEAD = [name for name in MODELS if name != "seasonal_naive"]
 
 
-def panel(
-    values: list[Array], frequency: Frequency = Frequency.DAILY, known: dict[str, Array] | None = None
-) -> Panel:
+def panel(values: list[Array], frequency: Frequency = Frequency.DAILY, known: dict[str, Array] | None = None) -> Panel:
     """A prepared panel; servers that are shorter than the longest end with it, and begin later."""
     width = max(map(len, values))
     count = len(values)
