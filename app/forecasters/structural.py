@@ -387,7 +387,7 @@ def _average(values: Array, alive: Mask, half_life: float) -> Array:
 
 def _level(settled: Array, alive: Mask, panel: Panel, horizon: int) -> tuple[Array, Index, Array]:
     """The level ahead (servers, horizon); and for past origins (servers, ORIGINS) what it was expected to be
-    (servers, ORIGINS, horizon), NaN where the history had not begun."""
+    (servers, ORIGINS, blocks of the horizon)."""
     long = np.cumsum(settled, axis=1) / np.maximum(np.cumsum(alive, axis=1), 1)
     features = np.stack([_average(settled, alive, half_life) - long for half_life in MEMORIES], axis=-1)
     sums = np.concatenate([np.zeros((len(panel), 1)), np.cumsum(settled, axis=1)], axis=1)
@@ -404,10 +404,11 @@ def _level(settled: Array, alive: Mask, panel: Panel, horizon: int) -> tuple[Arr
 
     eye = np.eye(len(MEMORIES))
     level = np.empty((len(panel), horizon))
-    expected = np.empty((len(panel), ORIGINS, horizon))
+    blocks = _blocks(horizon)
+    expected = np.empty((len(panel), ORIGINS, len(blocks)))
     fleet_weights = np.zeros(len(MEMORIES))
     x = at_origin / noise[..., None]
-    for start, stop in _blocks(horizon):
+    for block, (start, stop) in enumerate(blocks):
         end = np.minimum(origins + stop, panel.last[:, None])
         covered = end - origins - start
         weight = np.clip(covered / (stop - start), 0.0, 1.0)
@@ -427,7 +428,7 @@ def _level(settled: Array, alive: Mask, panel: Panel, horizon: int) -> tuple[Arr
         own = np.linalg.solve(trust[..., None] * gram + OWN_WEIGHTS * eye, rest[..., None])[..., 0]
         weights = fleet_weights + own
         level[:, start:stop] = (long_now + (now * weights).sum(axis=1))[:, None]
-        expected[:, :, start:stop] = (long_at_origin + np.einsum("ntk,nk->nt", at_origin, weights))[..., None]
+        expected[:, :, block] = long_at_origin + np.einsum("ntk,nk->nt", at_origin, weights)
     return level, origins, expected
 
 
@@ -445,7 +446,8 @@ def _errors(
     columns = np.minimum(origins[:, :, None] + 1 + steps, panel.last[:, None, None])
     inside = origins[:, :, None] + 1 + steps <= panel.last[:, None, None]
     servers = np.arange(len(panel))[:, None, None]
-    error = (actual[servers, columns] - expected[:, :, steps]) / season[servers, columns]
+    block = np.searchsorted([stop for _, stop in _blocks(horizon)], steps, side="right")
+    error = (actual[servers, columns] - expected[:, :, block]) / season[servers, columns]
     error[~inside] = np.nan
 
     size = np.abs(error)
