@@ -5,10 +5,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.aws.s3 import S3, S3Store
 from app.compute import Compute, Processes
 from app.domain.risk import Levels
+from app.errors import CannotStart
+from app.services.accuracy import Accuracies
 from app.services.answers import Answers
-from app.services.datasets import Datasets
+from app.services.datasets import Datasets, S3Sources
 from app.services.datasets import Limits as UploadLimits
 from app.services.forecasts import Forecasts, Limits
 from app.services.health import Health
@@ -16,7 +19,7 @@ from app.services.keys import Keys
 from app.services.risk import RiskService
 from app.services.runs import Policy, Runs
 from app.settings import Settings
-from app.storage.artifacts import FolderStore
+from app.storage.artifacts import FolderStore, Store
 from app.storage.database import Database
 from app.storage.health import Vitals
 from app.storage.keys import KeyRows
@@ -34,6 +37,7 @@ class Services:
     datasets: Datasets
     forecasts: Forecasts
     answers: Answers
+    accuracy: Accuracies
     runs: Runs
     risk: RiskService
     keys: Keys
@@ -47,7 +51,9 @@ async def assemble(settings: Settings) -> AsyncIterator[Services]:
     database = Database(settings.database_url)
     compute = Processes(settings.compute_processes, settings.compute_memory_mb)
     try:
-        yield _services(settings, database, compute)
+        services = _services(settings, database, compute)
+        await services.datasets.sweep()
+        yield services
     finally:
         compute.close()
         await database.close()
@@ -55,21 +61,37 @@ async def assemble(settings: Settings) -> AsyncIterator[Services]:
 
 def _services(settings: Settings, database: Database, compute: Compute) -> Services:
     queue = Queue(application(database.url))
-    store = FolderStore(settings.data_dir / "datasets")
+    store = _store(settings)
     results = Results(database)
     forecasts = Forecasts(database, queue, Limits(work=settings.work_limit, queue=settings.queue_limit))
     return Services(
         settings=settings,
         database=database,
         queue=queue,
-        datasets=Datasets(database, store, compute, _upload_limits(settings), settings.data_dir / "uploads"),
+        datasets=Datasets(
+            database, store, compute, _upload_limits(settings), settings.data_dir / "uploads", _sources(settings)
+        ),
         forecasts=forecasts,
         answers=Answers(forecasts, results),
+        accuracy=Accuracies(database, forecasts, results, store, compute),
         runs=Runs(database, queue, store, compute, _work(settings), _policy(settings)),
         risk=RiskService(database, results, levels=_levels(settings), country=settings.country),
         keys=Keys(KeyRows(database.engine)),
         health=Health(Vitals(database.engine), store.check),
     )
+
+
+def _store(settings: Settings) -> Store:
+    if settings.store == "folder":
+        return FolderStore(settings.data_dir / "datasets")
+    if settings.bucket is None:
+        raise CannotStart("HEADROOM_STORE=s3 needs HEADROOM_BUCKET, the bucket that keeps the history.")
+    return S3Store(S3(), settings.bucket, "datasets/", settings.data_dir / "cache")
+
+
+def _sources(settings: Settings) -> S3Sources:
+    allowed = [place.strip() for place in settings.s3_allowed.split(",") if place.strip()]
+    return S3Sources(allowed, S3().fetch)
 
 
 def _work(settings: Settings) -> Path:

@@ -1,5 +1,6 @@
 """What forecasts look like in JSON, in and out."""
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
@@ -10,6 +11,8 @@ from app.api.strict import Body, Text
 from app.domain.forecast import MAX_HORIZON, MODELS, Forecast, ForecastRequest
 from app.domain.quantiles import BASE
 from app.domain.run import Run
+from app.services.accuracy import Accuracy
+from app.services.answers import NOMINAL_COVERAGE
 from app.services.forecasts import Estimate
 
 Model = Literal[
@@ -318,3 +321,42 @@ class ComparisonByServer(BaseModel):
     best_model: Model | None = Field(description="Rank 1 over all servers.", examples=["auto"])
     items: list[ServerComparison] = Field(description="By server.")
     next_cursor: str | None = Field(description="For the next page; null on the last.")
+
+
+class LiveScores(BaseModel):
+    """One model against what came. Null: nothing to compare with yet."""
+
+    model: Model = Field(description="Which model.", examples=["auto"])
+    values: int = Field(description="Values that have come, of servers × horizon.", examples=[2070])
+    smape: float | None = Field(description="As in the comparison.", examples=[7.4])
+    mase: float | None = Field(description="As in the comparison.", examples=[0.8])
+    mae: float | None = Field(description="As in the comparison.", examples=[3.3])
+    rmse: float | None = Field(description="As in the comparison.", examples=[4.9])
+    wql: float | None = Field(description="As in the comparison.", examples=[0.047])
+    coverage: float | None = Field(description="Live coverage: share within p10 to p90.", examples=[0.79])
+    nominal_coverage: float = Field(description="What the coverage should be.", examples=[0.8])
+
+
+class AccuracyState(BaseModel):
+    """How the forecast did."""
+
+    dataset_id: UUID | None = Field(description="The version with the later rows; null while there is none.")
+    horizon: int = Field(description="Steps of the forecast.", examples=[90])
+    models: list[LiveScores] = Field(description="The succeeded runs, best of the back-test first.")
+
+    @classmethod
+    def of(cls, accuracy: Accuracy) -> "AccuracyState":
+        none = dict.fromkeys(("smape", "mase", "mae", "rmse", "wql", "coverage"))
+        return cls(
+            dataset_id=accuracy.dataset_id,
+            horizon=accuracy.forecast.request.horizon,
+            models=[
+                LiveScores(
+                    model=one.model,
+                    values=one.values,
+                    nominal_coverage=NOMINAL_COVERAGE,
+                    **(asdict(one.scores) if one.scores else none),
+                )
+                for one in accuracy.models
+            ],
+        )

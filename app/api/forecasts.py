@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse
 from app.api.auth import Reader, Writer, scope
 from app.api.exports import FORMATS, stream, wanted
 from app.api.forecast_models import (
+    AccuracyState,
     Comparison,
     ComparisonByServer,
     EstimateState,
@@ -249,6 +250,17 @@ async def comparison(
         ],
         next_cursor=paging.next_cursor([rows[paging.limit - 1].server_id] if len(rows) > paging.limit else None),
     )
+
+
+@router.get(
+    "/{forecast_id}/accuracy",
+    dependencies=[scope("read")],
+    summary="Compare with what came",
+    responses=problems(NotFound, ForecastNotReady, NoResults),
+)
+async def accuracy(forecast_id: UUID, services: Services) -> AccuracyState:
+    """The same figures against rows that came later, in the newest version of the dataset, and the live coverage."""
+    return AccuracyState.of(await services.accuracy.of(forecast_id))
 
 
 def _paid(body: ForecastBody, caller: Principal, key: str | None) -> None:

@@ -119,8 +119,10 @@ class Panel:
         Servers whose history is shorter keep `last` at `first` - 1 at the least and have no values.
         Known-ahead regressors stay: they were known.
         """
-        if steps == 0:
-            return self
+        return self if steps == 0 else self.before_each(np.full(len(self), steps))
+
+    def before_each(self, steps: Index) -> "Panel":
+        """As `before`, with a number of steps per server: int (servers,)."""
         last = np.maximum(self.last - steps, self.first - 1)
         width = max(int(last.max(initial=0)) + 1, 1)
         values = self.values[:, :width].copy()

@@ -417,3 +417,31 @@ async def test_runs_that_end_without_results_say_so(client: httpx.AsyncClient, b
     answer = await client.get(f"/forecasts/{made['id']}/quantiles")
     assert (answer.status_code, slug(answer)) == (409, "no-results")
     assert slug(await client.get(f"/forecasts/{made['id']}/comparison")) == "no-results"
+
+
+async def test_accuracy_is_scored_on_rows_that_came_later(
+    client: httpx.AsyncClient, body: dict[str, Any], finish: Finish
+) -> None:
+    made = (await client.post("/forecasts", json=body)).json()
+    path = f"/forecasts/{made['id']}/accuracy"
+    assert (await client.get(path)).status_code == 409
+    await finish(made["id"])
+    before = (await client.get(path)).json()
+    assert before["dataset_id"] is None
+    assert before["models"][0]["wql"] is None
+    rows = (await client.get(f"/forecasts/{made['id']}/quantiles")).json()["items"]
+    came = [row for row in rows if row["server_id"] == "srv-0"][:5]
+    lines = ["server_id,timestamp,cpu_p95,mem_mb,region"]
+    lines += [
+        f"srv-0,{row['timestamp']},{row['p50'] + shift},1,eu" for row, shift in zip(came, [0, 0, 0, 0, 90], strict=True)
+    ]
+    newer = await client.post(
+        f"/datasets/{body['dataset_id']}/versions", content="\n".join(lines), headers={"Content-Type": "text/csv"}
+    )
+    assert newer.status_code == 201, newer.text
+    after = (await client.get(path)).json()
+    assert after["dataset_id"] == newer.json()["id"]
+    (live,) = after["models"]
+    assert live["values"] == 5
+    assert live["coverage"] == pytest.approx(0.8)
+    assert live["mae"] == pytest.approx(18)
