@@ -258,7 +258,7 @@ async def comparison(
     summary="Compare with what came",
     responses=problems(NotFound, ForecastNotReady, NoResults),
 )
-async def accuracy(forecast_id: UUID, services: Services) -> AccuracyState:
+async def accuracy(forecast_id: ForecastId, services: Services) -> AccuracyState:
     """The same figures against rows that came later, in the newest version of the dataset, and the live coverage."""
     return AccuracyState.of(await services.accuracy.of(forecast_id))
 

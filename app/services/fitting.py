@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from app import forecasters
+from app.domain.dataset import Unit, bounds
 from app.domain.evaluation import Scores, Trial, judge, seasonal_scale
 from app.domain.panel import MIN_VALUES, Array, Panel, Times
 from app.domain.paths import Template, template
@@ -32,6 +33,7 @@ class Source:
 
     path: str
     metric: str
+    unit: Unit
     country: str
 
     def panel(self, servers: Sequence[str]) -> Panel:
@@ -133,19 +135,20 @@ def judge_run(case: Case) -> Judged:
     """Put the pieces together, weigh the members of an ensemble, calibrate, score, and draw the path template."""
     began = time.perf_counter()
     panel = case.source.panel(case.servers)
+    past = [panel.before(w * case.horizon) for w in range(case.windows + 1)]
     actual = np.array([panel.window(w, case.horizon) for w in range(1, case.windows + 1)]).reshape(
         case.windows, len(panel), case.horizon
     )
-    scale = np.array(
-        [seasonal_scale(panel.before(w * case.horizon), panel.frequency.season) for w in range(case.windows + 1)]
-    )
+    scale = np.array([seasonal_scale(history, panel.frequency.season) for history in past])
+    # As each origin knew them: a percent metric's upper bound is its past maximum.
+    lower, upper = np.array([bounds(case.source.unit, history.values) for history in past]).transpose(1, 0, 2)
 
     def trial(model: str) -> Trial:
         raw = np.full((1 + case.windows, len(panel), case.horizon, len(case.levels)), np.nan)
         for part in case.parts:
             if part.model == model:
                 raw[part.window, part.start : part.stop] = np.load(part.path, allow_pickle=False)
-        return Trial(case.levels, raw, actual, scale, panel.lower, panel.upper, case.reported)
+        return Trial(case.levels, raw, actual, scale, lower, upper, case.reported)
 
     forecaster = forecasters.load(case.model)
     weights: dict[str, float] | None = None

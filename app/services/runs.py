@@ -231,7 +231,12 @@ class Runs:
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
         return _Plan(
             forecast=forecast,
-            source=Source(str(await self._store.local(dataset.location)), request.metric, self._policy.country),
+            source=Source(
+                str(await self._store.local(dataset.location)),
+                request.metric,
+                dataset.contents.units[request.metric],
+                self._policy.country,
+            ),
             servers=tuple(server.server_id for server in eligible),
             windows=min(windows, request.backtest_windows + forecaster.earlier_windows),
             frequency=dataset.contents.frequency,

@@ -74,8 +74,8 @@ def commit(url):
 
 with EmbeddedPostgres(Path(sys.argv[1])) as server:
     commit(server.url)
-    print(server.url, flush=True)
     try:
+        print(server.url, flush=True)
         sys.stdin.readline()
     except KeyboardInterrupt:
         commit(server.url)
