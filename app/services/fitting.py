@@ -7,7 +7,7 @@ out who calls them, in what order, and what happens when one dies (runs).
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ def fit(piece: Piece) -> Fitted:
     for server in piece.servers:
         reach(f"fit.{piece.model}.{server}")
     past = piece.source.panel(piece.servers).before(piece.window * piece.horizon)
+    lower, upper = bounds(piece.source.unit, past.values)
+    past = replace(past, lower=lower, upper=upper)
     enough = np.flatnonzero(past.counts() >= MIN_VALUES)
     values = np.full((len(piece.servers), piece.horizon, len(piece.levels)), np.nan, np.float32)
     filled = capped = 0
@@ -87,6 +89,12 @@ def fit(piece: Piece) -> Fitted:
         np.save(file, values, allow_pickle=False)
     os.replace(unfinished, piece.out)
     return Fitted(time.perf_counter() - began, filled, capped)
+
+
+def _known(source: Source, panel: Panel, steps: int) -> tuple[Array, Array, Array]:
+    """The seasonal scale and the bounds of each server, by the history `steps` steps before its last row."""
+    past = panel.before(steps)
+    return seasonal_scale(past, panel.frequency.season), *bounds(source.unit, past.values)
 
 
 @dataclass(frozen=True)
@@ -135,13 +143,11 @@ def judge_run(case: Case) -> Judged:
     """Put the pieces together, weigh the members of an ensemble, calibrate, score, and draw the path template."""
     began = time.perf_counter()
     panel = case.source.panel(case.servers)
-    past = [panel.before(w * case.horizon) for w in range(case.windows + 1)]
     actual = np.array([panel.window(w, case.horizon) for w in range(1, case.windows + 1)]).reshape(
         case.windows, len(panel), case.horizon
     )
-    scale = np.array([seasonal_scale(history, panel.frequency.season) for history in past])
-    # As each origin knew them: a percent metric's upper bound is its past maximum.
-    lower, upper = np.array([bounds(case.source.unit, history.values) for history in past]).transpose(1, 0, 2)
+    known = [_known(case.source, panel, w * case.horizon) for w in range(case.windows + 1)]
+    scale, lower, upper = np.array(known).transpose(1, 0, 2)
 
     def trial(model: str) -> Trial:
         raw = np.full((1 + case.windows, len(panel), case.horizon, len(case.levels)), np.nan)
