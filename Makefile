@@ -18,7 +18,7 @@ run: setup
 	@exec .venv/bin/headroom run $(ARGS)
 
 test: setup
-	@exec .venv/bin/pytest $(ARGS)
+	@exec .venv/bin/pytest -n auto $(ARGS)
 
 check: lint test
 
@@ -33,6 +33,8 @@ setup: .venv/.locked
 # Again only when the lock or the project's own list of needs changed.
 .venv/.locked: uv.lock pyproject.toml | .tools/uv
 	.tools/uv sync --frozen --python "$(PYTHON)"
+	@.venv/bin/python -c 'import lightgbm' 2>/dev/null || { apt-get update -qq && apt-get install -qq -y libgomp1; } || { \
+	  echo "LightGBM needs the OpenMP library. As root: apt-get install libgomp1" >&2; exit 1; }
 	@touch $@
 
 # A uv that is there serves as well as the one we would fetch. Debian's python3 comes without ensurepip, so where
