@@ -2,31 +2,18 @@
 
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
 
 from app.api.strict import Body, Text
-from app.domain.forecast import MAX_HORIZON, MODELS, Forecast, ForecastRequest
+from app.domain.forecast import MAX_HORIZON, Forecast, ForecastRequest, Model
 from app.domain.quantiles import BASE
 from app.domain.run import Run
 from app.services.accuracy import Accuracy
 from app.services.answers import NOMINAL_COVERAGE
 from app.services.forecasts import Estimate
-
-Model = Literal[
-    "seasonal_naive",
-    "structural",
-    "prophet",
-    "random_forest",
-    "gradient_boosting",
-    "statistical",
-    "autogluon",
-    "auto",
-    "canvas",
-]
-assert get_args(Model) == MODELS
 
 EXAMPLE: dict[str, Any] = {
     "dataset_id": "0b8f7a52-54c5-4d7b-9c0c-8a2f4f6b1d11",

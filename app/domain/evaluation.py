@@ -77,10 +77,13 @@ class Verdict:
     normal_scores: Array
 
 
-def judge(trial: Trial) -> Verdict:
-    """Calibrate every forecast on the windows older than its own, and score the reported ones."""
+def judge(trial: Trial, *, calibrate: bool = True) -> Verdict:
+    """Calibrate every forecast on the windows older than its own, and score the reported ones.
+
+    A managed model is judged as it came: `calibrate=False`.
+    """
     raw, crossed = uncross(trial.raw)
-    forecasts = np.array([_calibrated(trial, raw, w) for w in range(len(raw))])
+    forecasts = np.array([_calibrated(trial, raw, w) for w in range(len(raw))]) if calibrate else raw
     normal = np.empty_like(trial.actual)
     for w, actual in enumerate(trial.actual, start=1):
         normal[w - 1] = calibration.scores(actual, forecasts[w], trial.levels)

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, get_args
 from uuid import UUID
 
 from app.domain.quantiles import BASE, with_base
 from app.domain.run import Run, RunStatus
 
-MODELS = (
+Model = Literal[
     "seasonal_naive",
     "structural",
     "prophet",
@@ -19,7 +19,8 @@ MODELS = (
     "autogluon",
     "auto",
     "canvas",
-)
+]
+MODELS: tuple[str, ...] = get_args(Model)
 """Every model a client may name, whether or not this installation has it."""
 
 MAX_HORIZON = 2_200

@@ -156,7 +156,7 @@ def judge_run(case: Case) -> Judged:
                 raw[part.window, part.start : part.stop] = np.load(part.path, allow_pickle=False)
         return Trial(case.levels, raw, actual, scale, lower, upper, case.reported)
 
-    forecaster = forecasters.load(case.model)
+    forecaster = forecasters.load(case.model) if case.model in forecasters.names() else None
     weights: dict[str, float] | None = None
     if isinstance(forecaster, forecasters.Ensemble):
         combined = forecaster.combine([trial(member) for member in forecaster.members])
@@ -166,7 +166,7 @@ def judge_run(case: Case) -> Judged:
         }
     else:
         whole = trial(case.model)
-    verdict = judge(whole)
+    verdict = judge(whole, calibrate=forecaster is not None)
     fallback: list[str | None] = [None] * len(panel)
     for part in case.parts:
         if part.stand_in and part.window == 0:
