@@ -190,3 +190,25 @@ run_paths = sa.Table(
     sa.Column("ranks", sa.LargeBinary, nullable=False, comment="uint16 little-endian (paths, horizon): rank per step"),
     sa.Column("source", sa.Text, nullable=False, comment="residuals, or autoregressive where there were too few"),
 )
+
+ledger = sa.Table(
+    "ledger",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    # No foreign keys: what was spent stays when the forecast is deleted.
+    sa.Column("run_id", UUID, nullable=False),
+    sa.Column("forecast_id", UUID, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False, comment="id of the API key, or empty where there are none"),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False, comment="reserved, settled, released or overrun"),
+    sa.Column("purpose", sa.Text, nullable=False, comment="what was paid for; `run` is the whole attempt"),
+    sa.Column("amount_microusd", sa.BigInteger, nullable=False),
+    sa.Column("basis", sa.Text, nullable=False, comment="how the amount came about, for people"),
+    sa.Column("detail", JSONB, nullable=False, server_default="{}", comment="jobs, seconds and prices behind it"),
+    sa.Column("created_at", Time, nullable=False, server_default=sa.func.now(), index=True),
+    sa.UniqueConstraint("run_id", "attempt", "kind", "purpose"),
+    sa.CheckConstraint("amount_microusd >= 0", name="amount"),
+    sa.CheckConstraint("kind IN ('reserved', 'settled', 'released', 'overrun')", name="kind"),
+)
+"""Append-only: a trigger refuses UPDATE, DELETE and TRUNCATE."""
