@@ -1,23 +1,23 @@
 """One metric of a dataset as the CSV that the Canvas screens import: id, time, target, then the calendar.
 
-Text is as it is, without the quoting of formulas that exports for spreadsheets have: Canvas must get the very ids.
+The rows are those that were uploaded: Canvas fills and cuts by the person's own choice. How they are written down is
+what a managed run does as well (canvas.staging).
 """
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from app.canvas.requests import ITEM, TARGET
+from app.canvas.requests import TIME as CANVAS_TIME
+from app.canvas.staging import encoded
 from app.domain import calendar
 from app.domain.panel import Frequency
 from app.storage.panels import SERVER, TIME, layout_of
-
-_FORMATS = {Frequency.DAILY: "%Y-%m-%d", Frequency.HOURLY: "%Y-%m-%d %H:%M:%S"}
 
 
 def pieces(path: Path, metric: str, country: str) -> Iterator[bytes]:
@@ -30,7 +30,7 @@ def pieces(path: Path, metric: str, country: str) -> Iterator[bytes]:
             table = file.read_row_group(number, columns=[SERVER, TIME, metric, *others])
             if layout.known_ahead:
                 table = table.filter(_has_any(table, (metric, *others)))
-            yield _piece(table, metric, layout.frequency, country, header=number == 0)
+            yield encoded(_columns(table, metric, layout.frequency, country), layout.frequency, header=number == 0)
 
 
 def _has_any(table: pa.Table, names: tuple[str, ...]) -> pa.ChunkedArray:
@@ -40,24 +40,10 @@ def _has_any(table: pa.Table, names: tuple[str, ...]) -> pa.ChunkedArray:
     return found
 
 
-def _piece(table: pa.Table, metric: str, frequency: Frequency, country: str, *, header: bool) -> bytes:
-    times = table.column(TIME).cast(pa.timestamp("s", "UTC"))
-    distinct, places = np.unique(times.to_numpy().astype("datetime64[s]"), return_inverse=True)
+def _columns(table: pa.Table, metric: str, frequency: Frequency, country: str) -> pa.Table:
+    times = table.column(TIME).to_numpy().astype("datetime64[s]")
+    distinct, places = np.unique(times, return_inverse=True)
     matrix, names = calendar.features(distinct, frequency, country)
-    regressors = {name: pa.array(_plain(matrix[:, column])).take(pa.array(places)) for column, name in enumerate(names)}
-    columns = {
-        "item_id": table.column(SERVER),
-        "timestamp": pc.strftime(times, _FORMATS[frequency]),
-        "target_value": table.column(metric),
-        **regressors,
-    }
-    sink = io.BytesIO()
-    options = pacsv.WriteOptions(include_header=header, quoting_style="needed")
-    pacsv.write_csv(pa.table(columns), sink, options)
-    return sink.getvalue()
-
-
-def _plain(column: np.ndarray) -> np.ndarray:
-    """Whole numbers without a decimal point."""
-    whole = column.astype(np.int64)
-    return whole if (whole == column).all() else column
+    regressors = {name: matrix[places, column] for column, name in enumerate(names)}
+    known = {ITEM: table.column(SERVER), CANVAS_TIME: table.column(TIME), TARGET: table.column(metric)}
+    return pa.table(known | regressors)
