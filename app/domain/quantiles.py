@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from statistics import NormalDist
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
 Array = NDArray[np.float64]
+Float = TypeVar("Float", np.float32, np.float64)
 
 BASE = (0.1, 0.5, 0.9)
 
@@ -31,7 +33,7 @@ def with_base(levels: Iterable[float]) -> tuple[float, ...]:
     return tuple(sorted({*levels, *BASE}))
 
 
-def uncross(values: Array) -> tuple[Array, int]:
+def uncross(values: NDArray[Float]) -> tuple[NDArray[Float], int]:
     """Sort the last axis (quantiles); also how many (server, step) cells had crossed."""
     crossed = int((np.diff(values, axis=-1) < 0).any(axis=-1).sum())
     return (np.sort(values, axis=-1) if crossed else values), crossed
