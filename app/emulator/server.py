@@ -1,0 +1,177 @@
+"""One endpoint on loopback: SageMaker by its target header, the control endpoint by its path, moto for the rest.
+
+The server is werkzeug's, which moto brings along: many threads, for tests and demonstrations, never for the world.
+"""
+
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import parse_qsl
+from xml.sax.saxutils import escape
+
+import boto3
+from botocore.config import Config
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+from werkzeug.serving import BaseWSGIServer, make_server
+
+from app.emulator import control, faults, service
+from app.emulator.clock import SPEED, Clock
+from app.emulator.faults import Faults
+from app.emulator.journal import Journal
+from app.emulator.protocol import MARK, Answer
+from app.emulator.s3 import INNER, S3
+from app.emulator.state import Account
+from app.emulator.studio import ROLE
+
+HOST = "127.0.0.1"
+HEADER = ("x-headroom-emulated", "true")
+
+_TRUST = """{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "sts:AssumeRole",
+"Principal": {"Service": "sagemaker.amazonaws.com"}}]}"""
+
+Environ = dict[str, Any]
+Start = Callable[..., Any]
+
+
+def run(port: int, speed: float = SPEED) -> None:
+    """Serve in the foreground until SIGTERM or Ctrl-C; port 0 takes a free one. Says its endpoint when it is up."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with started(port, speed) as url:
+        print(f"Emulated AWS (SageMaker, S3, STS, IAM): {url}   role: {ROLE}", flush=True)
+        threading.Event().wait()
+
+
+@contextmanager
+def started(port: int = 0, speed: float = SPEED) -> Iterator[str]:
+    """The server in a thread of this process: its URL. What S3, STS and IAM hold is moto's, one for the process."""
+    server = _Server(port, speed)
+    thread = threading.Thread(target=server.serve, daemon=True)
+    thread.start()
+    try:
+        _make_role(server.url)
+        yield server.url
+    finally:
+        server.stop()
+        thread.join()
+
+
+def _make_role(url: str) -> None:
+    """The execution role, so that whoever looks for it finds one."""
+    keys = {"aws_access_key_id": "emulator", "aws_secret_access_key": "emulator"}
+    config = Config(user_agent_extra=INNER, proxies={})
+    iam = boto3.client("iam", endpoint_url=url, region_name="us-east-1", config=config, **keys)
+    with suppress(iam.exceptions.EntityAlreadyExistsException):
+        iam.create_role(RoleName=ROLE.rsplit("/", 1)[1], AssumeRolePolicyDocument=_TRUST)
+
+
+class _Handler(MotoRequestHandler):
+    def log_request(self, *_: Any) -> None:
+        """The journal has it."""
+
+
+class _Server:
+    def __init__(self, port: int, speed: float) -> None:
+        self._server: BaseWSGIServer = make_server(HOST, port, self._dispatch, threaded=True, request_handler=_Handler)
+        self.url = f"http://{HOST}:{self._server.port}"
+        self._account = Account(Clock(speed), Faults(), Journal(), S3(self.url))
+        self._moto: Callable[[Environ, Start], Iterable[bytes]] = DomainDispatcherApplication(create_backend_app)
+
+    def serve(self) -> None:
+        self._server.serve_forever(poll_interval=0.05)
+
+    def stop(self) -> None:
+        self._account.clear()
+        self._server.shutdown()
+
+    def _dispatch(self, environ: Environ, start: Start) -> Iterable[bytes]:
+        path, target = environ["PATH_INFO"], environ.get("HTTP_X_AMZ_TARGET", "")
+        if path == control.PATH or path.startswith(f"{control.PATH}/"):
+            query = dict(parse_qsl(environ.get("QUERY_STRING", "")))
+            return _send(start, control.serve(self._account, environ["REQUEST_METHOD"], path, query, _content(environ)))
+        if target.startswith("SageMaker."):
+            authorization = environ.get("HTTP_AUTHORIZATION", "")
+            outcome = service.serve(self._account, target, authorization, _content(environ))
+            return _hang_up(environ) if outcome.answer is None else _send(start, outcome.answer)
+        if INNER in environ.get("HTTP_USER_AGENT", ""):
+            return self._moto(environ, start)
+        return self._by_moto(environ, start)
+
+    def _by_moto(self, environ: Environ, start: Start) -> Iterable[bytes]:
+        """S3 and the rest, with faults of S3 and the journal around."""
+        name, operation = _service(environ), _operation(environ)
+        struck = self._account.faults.take(f"s3:{operation}", faults.S3) if name == "s3" else None
+        status: int | None = None
+
+        def marked(line: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            nonlocal status
+            status = int(line.split(" ", 1)[0])
+            return start(line, [*headers, HEADER], *rest)
+
+        if struck in ("lost_reply", "server_error_after_success"):
+            for _ in self._moto(environ, lambda *_: None):
+                pass
+        parts: Iterable[bytes] | None = None
+        if struck is None:
+            parts = self._moto(environ, marked)
+        elif struck != "lost_reply":
+            status, *said = _S3_REFUSALS[struck]
+            parts = _send(start, _xml(status, *said))
+        self._account.journal.add(name, operation, path=environ["PATH_INFO"], status=status, fault=struck)
+        return _hang_up(environ) if parts is None else parts
+
+
+_S3_REFUSALS: dict[str, tuple[int, str, str]] = {
+    "throttle": (503, "SlowDown", "Please reduce your request rate."),
+    "server_error": (500, "InternalError", "We encountered an internal error. Please try again."),
+    "server_error_after_success": (500, "InternalError", "We encountered an internal error. Please try again."),
+    "access_denied": (403, "AccessDenied", "Access Denied"),
+}
+_BUCKET = {
+    "GET": "ListObjects",
+    "PUT": "CreateBucket",
+    "HEAD": "HeadBucket",
+    "DELETE": "DeleteBucket",
+    "POST": "DeleteObjects",
+}
+_OBJECT = {"GET": "GetObject", "PUT": "PutObject", "HEAD": "HeadObject", "DELETE": "DeleteObject", "POST": "Multipart"}
+
+
+def _service(environ: Environ) -> str:
+    scope = environ.get("HTTP_AUTHORIZATION", "").split("/")
+    return scope[3] if len(scope) > 4 else "s3"
+
+
+def _operation(environ: Environ) -> str:
+    """S3's, by method and path; of other services, the target or the path."""
+    if _service(environ) != "s3":
+        return str(environ.get("HTTP_X_AMZ_TARGET") or environ["PATH_INFO"])
+    method: str = environ["REQUEST_METHOD"]
+    parts = environ["PATH_INFO"].strip("/").split("/", 1)
+    if parts == [""]:
+        return "ListBuckets"
+    return (_OBJECT if len(parts) > 1 else _BUCKET).get(method) or method
+
+
+def _content(environ: Environ) -> bytes:
+    content: bytes = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    return content
+
+
+def _send(start: Start, answer: Answer) -> list[bytes]:
+    start(f"{answer.status} {'OK' if answer.status < 400 else 'Error'}", [*answer.headers, HEADER])
+    return [answer.content]
+
+
+def _xml(status: int, code: str, message: str) -> Answer:
+    said = escape(f"{message} {MARK}")
+    content = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{said}</Message></Error>".encode()
+    return Answer(status, content, (("Content-Type", "application/xml"), ("Content-Length", str(len(content)))))
+
+
+def _hang_up(environ: Environ) -> Iterable[bytes]:
+    environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+    raise ConnectionAbortedError
