@@ -43,6 +43,7 @@ _DENIED = re.compile(
     r"AccessDenied|Unauthorized|NotAuthorized|Expired|UnrecognizedClient|InvalidClientTokenId|Signature"
     r"|MissingAuthenticationToken|InvalidAccessKeyId|OptInRequired|InvalidToken|^403$"
 )
+_BROKEN = re.compile(r"InternalError|InternalFailure|InternalServer|ServiceUnavailable")
 _ABSENT = re.compile(r"ResourceNotFound|NoSuchKey|NoSuchBucket|NotFound|^404$")
 _NO_CREDENTIALS = (
     NoCredentialsError,
@@ -82,6 +83,11 @@ class NameTaken(Fatal):
 
 class Refused(Fatal):
     slug, title = "aws-refused", "AWS refused the request"
+
+
+def is_unknown_operation(error: ClientError) -> bool:
+    """Whether the endpoint has never heard of the operation."""
+    return _said(error)[0] in ("UnknownOperationException", "UnknownOperation")
 
 
 def plain(words: str, longest: int = 300) -> str:
@@ -126,7 +132,7 @@ def _answered(error: ClientError, *, creates: bool) -> Transient | Fatal:
         return NameTaken("There is something of this name on AWS already.")
     if _DENIED.search(code):
         return _denied(code, words)
-    if status >= 500:
+    if status >= 500 or _BROKEN.search(code):
         if creates:
             return OutcomeUnknown(f"AWS failed in the middle of a request ({plain(code, 60)}).")
         return Unreachable(f"AWS fails just now ({plain(code, 60)}).")

@@ -1,4 +1,5 @@
-"""S3: reading an object that a caller names, and keeping history files under the contract of storage/artifacts.
+"""S3: reading an object that a caller names, keeping history files under the contract of storage/artifacts, and the
+files of managed runs in one bucket.
 
 Which buckets a caller may name is settled before anything here is called. Transfers are retried by botocore with
 jittered back-off; an object is taken whole, as it stood when its reading began, or not at all.
@@ -10,6 +11,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +26,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 
+from app.aws.faults import translated
 from app.errors import AwsUnavailable, Forbidden, Invalid, NotFound, TooLarge
 
 _CHUNK = 1 << 20
@@ -40,12 +43,22 @@ class S3:
     region: str | None = None
     endpoint_url: str | None = None
 
+    @cached_property
+    def _session(self) -> Any:
+        """Kept, since it holds what every client must else read anew."""
+        return aioboto3.Session(region_name=self.region)
+
+    @asynccontextmanager
+    async def raw(self) -> AsyncIterator[Any]:
+        """A client whose failures are botocore's."""
+        async with self._session.client("s3", endpoint_url=self.endpoint_url, config=_CONFIG) as client:
+            yield client
+
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Any]:
         """A client whose failures are ours. Raises AwsUnavailable, and ClientError for what the caller knows."""
-        session = aioboto3.Session(region_name=self.region)
         try:
-            async with session.client("s3", endpoint_url=self.endpoint_url, config=_CONFIG) as client:
+            async with self.raw() as client:
                 yield client
         except BotoCoreError as error:
             raise AwsUnavailable(f"S3 cannot be reached just now ({type(error).__name__}).") from error
@@ -156,3 +169,50 @@ async def _download_once(client: Any, bucket: str, key: str, target: Path, limit
         await asyncio.to_thread(file.close)
     if received != size:
         raise IncompleteReadError(actual_bytes=received, expected_bytes=size)
+
+
+class Bucket:
+    """One bucket, for the files of managed runs. Raises the errors of app/aws/faults."""
+
+    def __init__(self, s3: S3, name: str, kms_key: str | None = None) -> None:
+        self._s3, self._name = s3, name
+        self._sealed = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else None
+
+    async def put_file(self, key: str, file: Path) -> None:
+        """Whole, and over what stood there: the same key is always given the same bytes."""
+        async with self._client() as client:
+            await client.upload_file(str(file), self._name, key, ExtraArgs=self._sealed)
+
+    async def list(self, prefix: str) -> list[str]:
+        """Every key under a prefix, in order."""
+        keys: list[str] = []
+        async with self._client() as client:
+            async for page in client.get_paginator("list_objects_v2").paginate(Bucket=self._name, Prefix=prefix):
+                keys += [entry["Key"] for entry in page.get("Contents", ())]
+        return sorted(keys)
+
+    async def get_file(self, key: str, target: Path) -> None:
+        async with self._client() as client:
+            await _download(client, self._name, key, target, limit=1 << 50)
+
+    async def delete_prefix(self, prefix: str) -> None:
+        """Every object under a prefix; a prefix without any is none the worse."""
+        if not prefix.endswith("/"):
+            raise ValueError(f"{prefix!r} would take its namesakes along: a prefix to delete ends in a slash")
+        keys = await self.list(prefix)
+        async with self._client() as client:
+            for start in range(0, len(keys), 1_000):
+                objects = [{"Key": key} for key in keys[start : start + 1_000]]
+                said = await client.delete_objects(Bucket=self._name, Delete={"Objects": objects, "Quiet": True})
+                for kept in said.get("Errors", ()):
+                    raise ClientError({"Error": kept}, "DeleteObjects")
+
+    async def check(self) -> None:
+        """Raises when the bucket is not there, or not for us."""
+        async with self._client() as client:
+            await client.head_bucket(Bucket=self._name)
+
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[Any]:
+        async with translated(), self._s3.raw() as client:
+            yield client
