@@ -40,8 +40,15 @@ class Settings(BaseSettings):
     role_arn: str | None = Field(None, description="execution role that SageMaker assumes")
     store: Literal["folder", "s3"] = Field("folder", description="where the history files are kept")
     s3_allowed: str = Field("", description="buckets that POST /datasets may read, comma-separated `bucket[/prefix]`")
-    max_cost_usd: float = Field(0.20, ge=0, description="default cost cap of one forecast")
-    monthly_budget_usd: float = Field(0.0, ge=0, description="no paid run starts without one")
+    max_cost_usd: float = Field(0.20, ge=0, allow_inf_nan=False, description="default cost cap of one forecast")
+    monthly_budget_usd: float = Field(0.0, ge=0, allow_inf_nan=False, description="no paid run starts without one")
+    paid_runs: bool = Field(True, description="the kill switch: off, and no paid run starts, whatever the budget")
+    prices: dict[str, str | float] = Field(
+        default_factory=dict, description="instance → dollars an hour, with `as_of`, instead of the list prices"
+    )
+    cost_assumptions: dict[str, str | float] = Field(
+        default_factory=dict, description="what estimates assume where AWS says nothing; see docs/costs.md"
+    )
     country: str = Field("US", min_length=2, max_length=2, description="whose holidays the models know")
     outlier_z: float = Field(6.0, ge=0, description="rolling z-score above which a value is capped; 0 turns it off")
     level_very_high: float = Field(90.0, description="risk level `very_high` above this max p90")

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from app.aws.s3 import S3, S3Store
 from app.compute import Compute, Processes
+from app.domain.cost import LIST_PRICES, Assumptions, PriceTable, microdollars
 from app.domain.risk import Levels
 from app.errors import CannotStart
 from app.services.accuracy import Accuracies
 from app.services.answers import Answers
+from app.services.costs import Costs, Terms
 from app.services.datasets import Datasets, S3Sources
 from app.services.datasets import Limits as UploadLimits
 from app.services.forecasts import Forecasts, Limits
@@ -40,6 +42,7 @@ class Services:
     accuracy: Accuracies
     runs: Runs
     risk: RiskService
+    costs: Costs
     keys: Keys
     health: Health
 
@@ -76,6 +79,7 @@ def _services(settings: Settings, database: Database, compute: Compute) -> Servi
         accuracy=Accuracies(database, forecasts, results, store, compute),
         runs=Runs(database, queue, store, compute, _work(settings), _policy(settings)),
         risk=RiskService(database, results, levels=_levels(settings), country=settings.country),
+        costs=Costs(database, _terms(settings)),
         keys=Keys(KeyRows(database.engine)),
         health=Health(Vitals(database.engine), store.check),
     )
@@ -110,6 +114,18 @@ def _policy(settings: Settings) -> Policy:
         outlier_z=settings.outlier_z,
         country=settings.country,
     )
+
+
+def _terms(settings: Settings) -> Terms:
+    try:
+        prices = PriceTable.of(settings.prices) if settings.prices else LIST_PRICES
+    except ValueError as error:
+        raise CannotStart(f"HEADROOM_PRICES cannot be used: {error}.") from error
+    try:
+        assumed = Assumptions.of(settings.cost_assumptions)
+    except ValueError as error:
+        raise CannotStart(f"HEADROOM_COST_ASSUMPTIONS cannot be used: {error}.") from error
+    return Terms(settings.paid_runs, microdollars(settings.monthly_budget_usd), prices, assumed)
 
 
 def _levels(settings: Settings) -> Levels:
