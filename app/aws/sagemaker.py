@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -88,7 +89,7 @@ class AutoMLJob:
 
 @dataclass(frozen=True)
 class TransformJob:
-    """Billed from `started` to `ended`, for each instance."""
+    """Billed from `started` to `ended`, for each instance. `seen` is when AWS told this, by its own clock."""
 
     name: str
     arn: str
@@ -101,10 +102,11 @@ class TransformJob:
     created: datetime
     started: datetime | None
     ended: datetime | None
+    seen: datetime
 
-    def billed_seconds(self, now: datetime) -> float:
-        """Of one instance, so far when it runs."""
-        return _span(self.started, self.ended, now)
+    def billed_seconds(self, now: datetime | None = None) -> float:
+        """Of one instance; when it runs, until it was seen, or until `now`."""
+        return _span(self.started, self.ended or now or self.seen)
 
 
 @dataclass(frozen=True)
@@ -142,10 +144,11 @@ class ChildJob:
     billed: int | None
     started: datetime | None
     ended: datetime | None
+    seen: datetime
 
-    def billed_seconds(self, now: datetime) -> float:
-        """Of one instance, so far when it runs."""
-        return float(self.billed) if self.billed is not None else _span(self.started, self.ended, now)
+    def billed_seconds(self, now: datetime | None = None) -> float:
+        """As of a transform."""
+        return float(self.billed) if self.billed is not None else _span(self.started, self.ended or now or self.seen)
 
 
 @dataclass(frozen=True)
@@ -473,6 +476,7 @@ def _transform(said: Mapping[str, Any]) -> TransformJob:
         created=said["CreationTime"],
         started=said.get("TransformStartTime"),
         ended=said.get("TransformEndTime"),
+        seen=_seen(said),
     )
 
 
@@ -496,6 +500,7 @@ def _child(kind: JobKind, said: Mapping[str, Any]) -> ChildJob:
         billed=said.get("BillableTimeInSeconds"),
         started=said.get(f"{word}StartTime"),
         ended=said.get(f"{word}EndTime"),
+        seen=_seen(said),
     )
 
 
@@ -525,5 +530,11 @@ def _reason(said: Mapping[str, Any]) -> str | None:
     return plain(reason) if reason else None
 
 
-def _span(started: datetime | None, ended: datetime | None, now: datetime) -> float:
-    return max(0.0, ((ended or now) - started).total_seconds()) if started else 0.0
+def _seen(said: Mapping[str, Any]) -> datetime:
+    """When AWS gave an answer, by its own clock, on which the times of its jobs are."""
+    date = said.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
+    return parsedate_to_datetime(date) if date else datetime.now(UTC)
+
+
+def _span(started: datetime | None, until: datetime) -> float:
+    return max(0.0, (until - started).total_seconds()) if started else 0.0
