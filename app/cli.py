@@ -86,6 +86,14 @@ def worker() -> None:
 
 
 @app.command
+def emulator(*, port: int = 0) -> None:
+    """SageMaker, S3 and STS as Canvas needs them, made up, on this machine; prints its endpoint."""
+    from app.emulator import server
+
+    server.run(port)
+
+
+@app.command
 def migrate() -> None:
     """Bring the database to the newest schema."""
     with _settled():

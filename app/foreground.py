@@ -99,11 +99,25 @@ class _Tree:
             "HEADROOM_PORT": str(settings.port),
             "HEADROOM_HOST": settings.host,
         }
+        self._emulator_port = _free_port() if settings.aws == "emulated" else None
+        if self._emulator_port is not None:
+            # Credentials of nobody: whatever stands in the environment must not reach the emulator, nor it AWS.
+            self._environment |= {
+                "HEADROOM_AWS": "emulated",
+                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._emulator_port}",
+                "AWS_ACCESS_KEY_ID": "emulated",
+                "AWS_SECRET_ACCESS_KEY": "emulated",
+                "AWS_DEFAULT_REGION": "us-east-1",
+                "HEADROOM_MONTHLY_BUDGET_USD": str(settings.monthly_budget_usd),
+            }
         self._log = log
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._arguments: dict[str, tuple[str, ...]] = {}
 
     def start(self) -> None:
-        """Both children, and the API answering. Raises CannotStart when it does not come up."""
+        """All children, and the API answering. Raises CannotStart when it does not come up."""
+        if self._emulator_port is not None:
+            self._spawn("emulator", "--port", str(self._emulator_port))
         for name in ("serve", "worker"):
             self._spawn(name)
         deadline = time.monotonic() + START_SECONDS
@@ -122,7 +136,7 @@ class _Tree:
                 if child.poll() is not None:
                     print(f"headroom: {name} ended with {child.returncode}; starting it again", file=self._log)
                     time.sleep(1)
-                    self._spawn(name)
+                    self._spawn(name, *self._arguments[name])
 
     def stop(self) -> None:
         for child in self._children.values():
@@ -135,10 +149,12 @@ class _Tree:
                 child.kill()
                 child.wait()
 
-    def _spawn(self, name: str) -> None:
+    def _spawn(self, name: str, *arguments: str) -> None:
+        self._arguments[name] = arguments
         self._children[name] = subprocess.Popen(
-            [sys.executable, "-m", "app", name],
+            [sys.executable, "-m", "app", name, *arguments],
             env=self._environment,
+            stdout=self._log,
             stderr=self._log,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -195,6 +211,12 @@ def _port_is_free(settings: Settings) -> None:
                 f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. "
                 "Choose another port with HEADROOM_PORT."
             ) from error
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _end_with_parent() -> None:

@@ -36,7 +36,12 @@ class Settings(BaseSettings):
     compute_memory_mb: int = Field(8192, ge=256, description="address space of one child process")
     chunk_seconds: int = Field(900, ge=1, description="longest time one chunk of servers may take to fit")
     aws: Literal["off", "emulated", "aws"] = Field("off", description="where `canvas` runs")
+    aws_endpoint_url: str | None = Field(
+        None, validation_alias="AWS_ENDPOINT_URL", description="where AWS is, if not at AWS; `headroom run` sets it"
+    )
     bucket: str | None = Field(None, description="S3 bucket for Canvas and for the history, if it is to be in S3")
+    canvas_minutes: int = Field(20, ge=1, description="longest time that AutoML may train")
+    canvas_poll_seconds: float = Field(60.0, gt=0, description="between two looks at a job on AWS")
     role_arn: str | None = Field(None, description="execution role that SageMaker assumes")
     store: Literal["folder", "s3"] = Field("folder", description="where the history files are kept")
     s3_allowed: str = Field("", description="buckets that POST /datasets may read, comma-separated `bucket[/prefix]`")

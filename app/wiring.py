@@ -5,18 +5,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.aws.s3 import S3, S3Store
+from app.aws.s3 import S3, Bucket, S3Store
+from app.aws.sagemaker import RealSageMaker
 from app.compute import Compute, Processes
 from app.domain.cost import LIST_PRICES, Assumptions, PriceTable, microdollars
 from app.domain.risk import Levels
+from app.domain.run import RunError
 from app.errors import CannotStart
 from app.services.accuracy import Accuracies
 from app.services.answers import Answers
+from app.services.canvas import Canvas, CanvasPolicy
 from app.services.costs import Costs, Terms
 from app.services.datasets import Datasets, S3Sources
 from app.services.datasets import Limits as UploadLimits
 from app.services.forecasts import Forecasts, Limits
 from app.services.health import Health
+from app.services.janitor import Janitor
 from app.services.keys import Keys
 from app.services.risk import RiskService
 from app.services.runs import Policy, Runs
@@ -27,6 +31,9 @@ from app.storage.health import Vitals
 from app.storage.keys import KeyRows
 from app.storage.queue import Queue, application
 from app.storage.results import Results
+
+EMULATED_BUCKET = "headroom-emulated"
+EMULATED_ROLE = "arn:aws:iam::123456789012:role/headroom-emulated"
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,17 @@ def _services(settings: Settings, database: Database, compute: Compute) -> Servi
     queue = Queue(application(database.url))
     store = _store(settings)
     results = Results(database)
-    forecasts = Forecasts(database, queue, Limits(work=settings.work_limit, queue=settings.queue_limit))
+    aws = _aws(settings)
+    canvas = Canvas(
+        database,
+        compute,
+        aws.sagemaker if aws else None,
+        aws.bucket if aws else None,
+        _work(settings),
+        _canvas(settings),
+    )
+    janitor = Janitor(database, canvas, aws.sagemaker, aws.bucket, _work(settings)) if aws else None
+    forecasts = Forecasts(database, queue, canvas, Limits(work=settings.work_limit, queue=settings.queue_limit))
     return Services(
         settings=settings,
         database=database,
@@ -77,12 +94,60 @@ def _services(settings: Settings, database: Database, compute: Compute) -> Servi
         forecasts=forecasts,
         answers=Answers(forecasts, results),
         accuracy=Accuracies(database, forecasts, results, store, compute),
-        runs=Runs(database, queue, store, compute, _work(settings), _policy(settings)),
+        runs=Runs(database, queue, store, compute, canvas, janitor, _work(settings), _policy(settings)),
         risk=RiskService(database, results, levels=_levels(settings), country=settings.country),
         costs=Costs(database, _terms(settings)),
         keys=Keys(KeyRows(database.engine)),
         health=Health(Vitals(database.engine), store.check),
     )
+
+
+@dataclass(frozen=True)
+class _Aws:
+    """The clients of a place where AWS answers."""
+
+    sagemaker: RealSageMaker
+    bucket: Bucket
+
+
+def _aws(settings: Settings) -> _Aws | None:
+    policy = _canvas(settings)
+    if policy.reason_off is not None:
+        return None
+    endpoint = settings.aws_endpoint_url
+    return _Aws(RealSageMaker(endpoint_url=endpoint), Bucket(S3(endpoint_url=endpoint), policy.bucket))
+
+
+def _canvas(settings: Settings) -> CanvasPolicy:
+    emulated = settings.aws == "emulated"
+    bucket = settings.bucket or (EMULATED_BUCKET if emulated else "")
+    role = settings.role_arn or (EMULATED_ROLE if emulated else "")
+    return CanvasPolicy(
+        reason_off=_reason_off(settings, bucket, role),
+        bucket=bucket,
+        role_arn=role,
+        country=settings.country,
+        outlier_z=settings.outlier_z,
+        emulated=emulated,
+        needs_owner=not emulated,
+        terms=_terms(settings),
+        training_seconds=settings.canvas_minutes * 60,
+        poll_seconds=1.0 if emulated else settings.canvas_poll_seconds,
+    )
+
+
+def _reason_off(settings: Settings, bucket: str, role: str) -> RunError | None:
+    if settings.aws == "off":
+        return RunError("aws-unavailable", "Canvas is not set up in this installation (HEADROOM_AWS is off)")
+    if settings.aws == "emulated" and settings.aws_endpoint_url is None:
+        detail = "AWS is to be emulated, but AWS_ENDPOINT_URL does not say where (headroom run does; headroom emulator)"
+        return RunError("aws-unavailable", detail)
+    missing = [name for name, value in (("HEADROOM_BUCKET", bucket), ("HEADROOM_ROLE_ARN", role)) if not value]
+    if missing:
+        return RunError(
+            "aws-unavailable", f"Canvas is not set up in this installation: {', '.join(missing)} is not set"
+        )
+    return None
 
 
 def _store(settings: Settings) -> Store:

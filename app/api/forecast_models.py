@@ -216,8 +216,8 @@ class EstimateState(BaseModel):
             runs=[
                 ExpectedRun(
                     model=run.model,
-                    eligible=run.eligible,
-                    reason=run.reason,
+                    eligible=run.refusal is None,
+                    reason=run.refusal.detail if run.refusal else None,
                     seconds=run.seconds,
                     estimated_usd=run.estimated_usd,
                 )

@@ -85,11 +85,6 @@ class Refused(Fatal):
     slug, title = "aws-refused", "AWS refused the request"
 
 
-def is_unknown_operation(error: ClientError) -> bool:
-    """Whether the endpoint has never heard of the operation."""
-    return _said(error)[0] in ("UnknownOperationException", "UnknownOperation")
-
-
 def plain(words: str, longest: int = 300) -> str:
     """Words of AWS on one line, without account numbers and key ids, cut to a length."""
     told = " ".join(_SECRET.sub("…", words).split())

@@ -18,7 +18,7 @@ import aioboto3
 from aiobotocore.config import AioConfig
 from botocore.exceptions import ClientError
 
-from app.aws.faults import is_absent, is_unknown_operation, plain, translated
+from app.aws.faults import is_absent, plain, translated
 
 _ONCE = AioConfig(connect_timeout=3, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 1})
 _AGAIN = AioConfig(connect_timeout=3, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 4})
@@ -290,8 +290,7 @@ class RealSageMaker:
         gate = asyncio.Semaphore(_AT_ONCE)
         found: list[ChildJob] = []
         for kind, how in _CHILDREN.items():
-            # The emulator, whose AutoML starts no processing jobs, does not know the operation.
-            rows = await self._listed(how.list, how.rows, span, optional=kind is JobKind.PROCESSING)
+            rows = await self._listed(how.list, how.rows, span)
             jobs = await asyncio.gather(*(self._child(kind, row[f"{how.field}Name"], gate) for row in rows))
             found += [job for parent, job in filter(None, jobs) if parent == automl_arn]
         return found
@@ -345,10 +344,8 @@ class RealSageMaker:
                 if not is_absent(error) and error.response["Error"]["Code"] != "ValidationException":
                     raise
 
-    async def _listed(
-        self, operation: str, rows: str, asked: Mapping[str, Any], *, optional: bool = False
-    ) -> list[dict[str, Any]]:
-        """All pages; none where the endpoint need not know the operation."""
+    async def _listed(self, operation: str, rows: str, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """All pages."""
         found: list[dict[str, Any]] = []
         async with self._reading() as client:
             token: dict[str, str] = {}
@@ -356,7 +353,7 @@ class RealSageMaker:
                 try:
                     page = await getattr(client, operation)(**asked, **token)
                 except ClientError as error:
-                    if is_absent(error) or (optional and is_unknown_operation(error)):
+                    if is_absent(error):
                         return found
                     raise
                 found += page[rows]

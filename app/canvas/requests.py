@@ -47,7 +47,6 @@ MAX_FEATURES = 13
 ALGORITHMS = ("cnn-qr", "deepar", "prophet", "npts", "arima", "ets")
 """What may be named to train less than all."""
 
-_INSTANCES = ((1_000_000, "ml.m5.xlarge"), (4_000_000, "ml.m5.4xlarge"), (1 << 62, "ml.m5.12xlarge"))
 _FREQUENCIES = {Frequency.DAILY: "D", Frequency.HOURLY: "H"}
 _INSTALLATION = re.compile(r"[a-z0-9]{4}")
 _PURPOSE = re.compile(r"[a-z0-9-]+")
@@ -223,12 +222,6 @@ def transform(spec: Spec, purpose: str, model_name: str | None = None) -> Reques
     }
 
 
-def instance_for(rows: int) -> str:
-    """The instance of a transform over so many rows of input. Ten minutes of the documented ml.m5.12xlarge would cost
-    a small fleet more than its whole job; ml.m5.xlarge is the smallest that an AWS sample forecasts with."""
-    return next(name for most, name in _INSTANCES if rows <= most)
-
-
 def spec_hash(request: Mapping[str, Any]) -> str:
     """SHA-256 of a request, whatever the order of its fields."""
     return hashlib.sha256(json.dumps(request, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -267,8 +260,6 @@ class Size:
 def limits(size: Size) -> RunError | None:
     """Why the service would not take this fleet, in words for a person; None when it would."""
     longest = min(MAX_HORIZON, size.steps // STEPS_PER_HORIZON)
-    named = [quantiles.name(level) for level in size.levels]
-    odd = [name for name in named if not re.fullmatch(r"p[1-9]\d?", name)]
     rows = size.servers * (size.steps + size.horizon)
     if not size.servers:
         return RunError("canvas-no-servers", "No server has enough values for Canvas.")
@@ -289,17 +280,8 @@ def limits(size: Size) -> RunError | None:
             "canvas-history",
             f"Canvas needs at least {MIN_ITEM_VALUES} values of each server; one has {size.fewest_values}.",
         )
-    if odd:
-        return RunError(
-            "canvas-quantiles",
-            f"Canvas knows the quantiles p1 to p99 in whole percents only, not {', '.join(odd)}.",
-        )
-    if len(named) > MAX_QUANTILES:
-        return RunError(
-            "canvas-quantiles",
-            f"Canvas gives at most {MAX_QUANTILES} quantiles; p10, p50 and p90 are always among them, which makes "
-            f"{len(named)} here: {', '.join(named)}.",
-        )
+    if (odd := quantile_limits(size.levels)) is not None:
+        return odd
     if size.features + len(CALENDAR) > MAX_FEATURES:
         return RunError(
             "canvas-features",
@@ -311,6 +293,24 @@ def limits(size: Size) -> RunError | None:
             "canvas-size",
             f"Canvas takes at most {MAX_ITEMS:,} servers, {MAX_ROWS:,} rows and {MAX_BYTES // 10**9} GB; this fleet "
             f"has {size.servers:,} servers and {rows:,} rows.",
+        )
+    return None
+
+
+def quantile_limits(levels: Sequence[float]) -> RunError | None:
+    """Why the service has no such quantiles, in words for a person; None when it has."""
+    named = [quantiles.name(level) for level in levels]
+    odd = [name for name in named if not re.fullmatch(r"p[1-9]\d?", name)]
+    if odd:
+        return RunError(
+            "canvas-quantiles",
+            f"Canvas knows the quantiles p1 to p99 in whole percents only, not {', '.join(odd)}.",
+        )
+    if len(named) > MAX_QUANTILES:
+        return RunError(
+            "canvas-quantiles",
+            f"Canvas gives at most {MAX_QUANTILES} quantiles; p10, p50 and p90 are always among them, which makes "
+            f"{len(named)} here: {', '.join(named)}.",
         )
     return None
 

@@ -1,9 +1,9 @@
 """A run: one model of one forecast, and the only ways it may go from one status to another."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from uuid import UUID
+from uuid import UUID, uuid4
 
 
 class RunStatus(StrEnum):
@@ -69,6 +69,8 @@ class Claim:
     model: str
     epoch: int
     attempt: int
+    stage: str | None = None
+    progress: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,3 +93,31 @@ class Run:
     revision: int
     started_at: datetime | None
     finished_at: datetime | None
+
+    @classmethod
+    def queued(cls, forecast_id: UUID, model: str, position: int, servers: int, estimated_microusd: int = 0) -> "Run":
+        """A run that waits for its first worker."""
+        return cls(
+            id=uuid4(),
+            forecast_id=forecast_id,
+            position=position,
+            model=model,
+            status=RunStatus.QUEUED,
+            stage=None,
+            progress=0.0,
+            servers=servers,
+            fallback_servers=0,
+            estimated_microusd=estimated_microusd,
+            actual_microusd=0,
+            error=None,
+            scores=None,
+            seconds=None,
+            report=None,
+            revision=0,
+            started_at=None,
+            finished_at=None,
+        )
+
+    def skipped(self, error: RunError, at: datetime) -> "Run":
+        """The same, but that it never starts, and why."""
+        return replace(self, status=RunStatus.SKIPPED, error=error, finished_at=at)

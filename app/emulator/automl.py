@@ -160,6 +160,11 @@ def list_trainings(account: Account, call: Call) -> Body:
     return listing.page(rows, call.body, "TrainingJobSummaries", "TrainingJobName", "TrainingJobStatus", last=False)
 
 
+def list_processings(_account: Account, _call: Call) -> Body:
+    """None: the children of an emulated job are all training jobs."""
+    return {"ProcessingJobSummaries": []}
+
+
 def describe_training(account: Account, call: Call) -> Body:
     name = call.body["TrainingJobName"]
     with account.lock:

@@ -31,6 +31,7 @@ OPERATIONS = frozenset(
         "ListCandidatesForAutoMLJob",
         "ListDomains",
         "ListModels",
+        "ListProcessingJobs",
         "ListTags",
         "ListTrainingJobs",
         "ListTransformJobs",

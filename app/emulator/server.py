@@ -25,7 +25,7 @@ from app.emulator.journal import Journal
 from app.emulator.protocol import MARK, Answer
 from app.emulator.s3 import INNER, S3
 from app.emulator.state import Account
-from app.emulator.studio import ROLE
+from app.emulator.studio import BUCKET, ROLE
 
 HOST = "127.0.0.1"
 HEADER = ("x-headroom-emulated", "true")
@@ -52,20 +52,21 @@ def started(port: int = 0, speed: float = SPEED) -> Iterator[str]:
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     try:
-        _make_role(server.url)
+        _furnish(server.url)
         yield server.url
     finally:
         server.stop()
         thread.join()
 
 
-def _make_role(url: str) -> None:
-    """The execution role, so that whoever looks for it finds one."""
+def _furnish(url: str) -> None:
+    """The execution role and a bucket, so that whoever looks for them finds one."""
     keys = {"aws_access_key_id": "emulator", "aws_secret_access_key": "emulator"}
     config = Config(user_agent_extra=INNER, proxies={})
     iam = boto3.client("iam", endpoint_url=url, region_name="us-east-1", config=config, **keys)
     with suppress(iam.exceptions.EntityAlreadyExistsException):
         iam.create_role(RoleName=ROLE.rsplit("/", 1)[1], AssumeRolePolicyDocument=_TRUST)
+    boto3.client("s3", endpoint_url=url, region_name="us-east-1", config=config, **keys).create_bucket(Bucket=BUCKET)
 
 
 class _Handler(MotoRequestHandler):

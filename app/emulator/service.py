@@ -26,6 +26,7 @@ _OPERATIONS: dict[str, Operation] = {
     "ListCandidatesForAutoMLJob": automl.list_candidates,
     "ListDomains": studio.list_domains,
     "ListModels": models.list_models,
+    "ListProcessingJobs": automl.list_processings,
     "ListTags": studio.list_tags,
     "ListTrainingJobs": automl.list_trainings,
     "ListTransformJobs": transform.list_jobs,

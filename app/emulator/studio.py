@@ -4,7 +4,8 @@ from app.emulator.protocol import ACCOUNT, Body, Call, invalid
 from app.emulator.state import Account, not_found
 
 DOMAIN = "d-emulated00000"
-ROLE = f"arn:aws:iam::{ACCOUNT}:role/headroom-emulated-execution"
+ROLE = f"arn:aws:iam::{ACCOUNT}:role/headroom-emulated"
+BUCKET = "headroom-emulated"
 MAX_TAGS = 50
 
 

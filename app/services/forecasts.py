@@ -7,19 +7,23 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 from app import forecasters
+from app.canvas.requests import quantile_limits
+from app.domain.cost import dollars, microdollars
 from app.domain.dataset import Dataset, Server
 from app.domain.forecast import Forecast, ForecastRequest, status_of
 from app.domain.panel import MIN_VALUES
-from app.domain.run import Run, RunError, RunStatus
+from app.domain.run import Run, RunError
 from app.errors import (
     AwsUnavailable,
+    BudgetExceeded,
     Complaint,
     Conflict,
+    HeadroomError,
     IdempotencyMismatch,
     InFlight,
     Invalid,
@@ -27,6 +31,7 @@ from app.errors import (
     QueueFull,
     WorkLimit,
 )
+from app.services.canvas import CANVAS, Canvas
 from app.storage import datasets as stored_datasets
 from app.storage import forecasts as stored
 from app.storage import runs as stored_runs
@@ -41,8 +46,6 @@ WATCH = 0.5
 
 SILENCE = 15.0
 """Seconds after which someone who follows hears that nothing has changed."""
-
-CANVAS = "canvas"
 
 SECONDS = {
     "seasonal_naive": 0.001,
@@ -66,8 +69,7 @@ class Limits:
 @dataclass(frozen=True)
 class RunEstimate:
     model: str
-    eligible: bool
-    reason: str | None
+    refusal: RunError | None
     seconds: float | None
     estimated_usd: float
 
@@ -82,7 +84,7 @@ class Estimate:
 
     @property
     def estimated_usd(self) -> float:
-        return sum(run.estimated_usd for run in self.runs)
+        return sum(run.estimated_usd for run in self.runs if run.refusal is None)
 
 
 @dataclass(frozen=True)
@@ -96,16 +98,17 @@ Change = tuple[str, int, Forecast | Run]
 
 
 class Forecasts:
-    def __init__(self, database: Database, queue: Queue, limits: Limits) -> None:
+    def __init__(self, database: Database, queue: Queue, canvas: Canvas, limits: Limits) -> None:
         self._database = database
         self._queue = queue
+        self._canvas = canvas
         self._limits = limits
 
     async def estimate(self, request: ForecastRequest) -> Estimate:
         """What the request would do. Raises as `submit` would for a request that can't be met; starts nothing."""
         async with self._database.connect() as connection:
             dataset, servers = await self._checked(connection, request)
-        return _estimate(request, dataset, servers)
+        return self._estimate(request, dataset, servers)
 
     async def submit(self, request: ForecastRequest, owner: str, key: str | None) -> Submitted:
         """Accept the request, once per (owner, key): its forecast, its runs and their ticks in one transaction."""
@@ -114,12 +117,12 @@ class Forecasts:
             return earlier
         forecast_id = uuid4()
         try:
-            async with self._database.begin(lock_timeout_seconds=TWIN_PATIENCE) as connection:
-                if key is not None and not await stored.reserve_key(connection, owner, key, digest):
+            async with self._database.begin() as connection:
+                if key is not None and not await stored.reserve_key(connection, owner, key, digest, TWIN_PATIENCE):
                     twin = True
                 else:
                     twin = False
-                    await self._insert(connection, forecast_id, request)
+                    await self._insert(connection, forecast_id, request, owner)
                     if key is not None:
                         await stored.bind_key(connection, owner, key, forecast_id)
         except LockTimeout:
@@ -205,14 +208,25 @@ class Forecasts:
             raise Conflict("The forecast that this Idempotency-Key made has been deleted. Take a new key.")
         return Submitted(await self.get(forecast_id), replayed=True)
 
-    async def _insert(self, connection: Connection, forecast_id: UUID, request: ForecastRequest) -> None:
+    async def _insert(self, connection: Connection, forecast_id: UUID, request: ForecastRequest, owner: str) -> None:
         dataset, servers = await self._checked(connection, request)
-        if CANVAS in request.models and not request.fallback:
-            raise AwsUnavailable(CANVAS_OFF)
         if await stored.open_run_count(connection) + len(request.models) > self._limits.queue:
             raise QueueFull("The queue is full. Send the request again later; nothing was stored.")
-        estimate = _estimate(request, dataset, servers)
-        runs = _runs(forecast_id, request, estimate)
+        estimate = self._estimate(request, dataset, servers)
+        now = datetime.now(UTC)
+        runs: list[Run] = []
+        for expected in estimate.runs:
+            run = Run.queued(
+                forecast_id, expected.model, len(runs), len(estimate.eligible), microdollars(expected.estimated_usd)
+            )
+            refusal = expected.refusal
+            if refusal is None and run.model == CANVAS:
+                refusal = await self._canvas.reserve(connection, run, owner, microdollars(request.max_cost_usd))
+            if refusal is not None and not request.fallback:
+                raise _refused(refusal)
+            runs.append(run if refusal is None else run.skipped(refusal, now))
+        if all(run.status.is_terminal for run in runs):
+            runs.append(Run.queued(forecast_id, "auto", len(runs), len(estimate.eligible)))
         warnings = [
             *_excluded_warning(estimate),
             *(f"{run.model} skipped: {run.error.detail}" for run in runs if run.error),
@@ -220,6 +234,31 @@ class Forecasts:
         await stored.insert(connection, forecast_id, request, status_of([run.status for run in runs]), warnings)
         await stored_runs.insert(connection, runs)
         await self._queue.defer(connection, *(run.id for run in runs if not run.status.is_terminal))
+
+    def _estimate(self, request: ForecastRequest, dataset: Dataset, servers: Sequence[Server]) -> Estimate:
+        eligible = tuple(server.server_id for server in servers if _counts(server, request.metric))
+        excluded = tuple(
+            (
+                server.server_id,
+                f"{server.counts.get(request.metric, 0)} values of {request.metric}; {MIN_VALUES} are needed",
+            )
+            for server in servers
+            if not _counts(server, request.metric)
+        )
+        thousands = sum(server.rows for server in servers) / 1_000
+        windows = (1 + request.backtest_windows) / 2
+
+        def of(model: str) -> RunEstimate:
+            if model != CANVAS:
+                return RunEstimate(model, None, round(SECONDS.get(model, 0.3) * thousands * windows, 1), 0.0)
+            offer = self._canvas.offer(request, dataset, servers)
+            seconds = round(offer.estimate.seconds, 1) if offer.estimate else None
+            return RunEstimate(model, offer.refusal, seconds, dollars(offer.estimate.total) if offer.estimate else 0.0)
+
+        runs = [of(model) for model in request.models]
+        if request.fallback and all(run.refusal for run in runs):
+            runs.append(of("auto"))
+        return Estimate(tuple(runs), eligible, excluded)
 
     async def _checked(self, connection: Connection, request: ForecastRequest) -> tuple[Dataset, list[Server]]:
         """The dataset and the servers asked for. Raises for whatever they can't give."""
@@ -235,6 +274,8 @@ class Forecasts:
                 "/models",
                 f"This installation does not have {', '.join(missing)}; it has {', '.join(forecasters.names())}.",
             )
+        if CANVAS in request.models and (odd := quantile_limits(request.levels)) is not None:
+            raise _invalid("/quantiles", odd.detail)
         servers = await stored_datasets.servers(connection, request.dataset_id, request.server_ids)
         if request.server_ids is not None:
             unknown = sorted(set(request.server_ids) - {server.server_id for server in servers})
@@ -254,9 +295,6 @@ class Forecasts:
         return dataset, servers
 
 
-CANVAS_OFF = "Canvas is not set up in this installation (HEADROOM_AWS is off)"
-
-
 def _counts(server: Server, metric: str) -> bool:
     return server.counts.get(metric, 0) >= MIN_VALUES
 
@@ -265,57 +303,15 @@ def _invalid(pointer: str, detail: str) -> Invalid:
     return Invalid(detail, errors=[Complaint(pointer, "invalid", detail)])
 
 
-def _estimate(request: ForecastRequest, dataset: Dataset, servers: Sequence[Server]) -> Estimate:
-    eligible = tuple(server.server_id for server in servers if _counts(server, request.metric))
-    excluded = tuple(
-        (
-            server.server_id,
-            f"{server.counts.get(request.metric, 0)} values of {request.metric}; {MIN_VALUES} are needed",
-        )
-        for server in servers
-        if not _counts(server, request.metric)
-    )
-    thousands = sum(server.rows for server in servers) / 1_000
-    windows = (1 + request.backtest_windows) / 2
-
-    def of(model: str) -> RunEstimate:
-        if model == CANVAS:
-            return RunEstimate(model, False, CANVAS_OFF, None, 0.0)
-        return RunEstimate(model, True, None, round(SECONDS.get(model, 0.3) * thousands * windows, 1), 0.0)
-
-    return Estimate(tuple(of(model) for model in _with_fallback(request).models), eligible, excluded)
-
-
-def _with_fallback(request: ForecastRequest) -> ForecastRequest:
-    """Where only `canvas` was asked for and can't run, `auto` answers."""
-    return replace(request, models=(CANVAS, "auto")) if request.models == (CANVAS,) else request
-
-
-def _runs(forecast_id: UUID, request: ForecastRequest, estimate: Estimate) -> list[Run]:
-    now = datetime.now(UTC)
-    return [
-        Run(
-            id=uuid4(),
-            forecast_id=forecast_id,
-            position=position,
-            model=expected.model,
-            status=RunStatus.QUEUED if expected.eligible else RunStatus.SKIPPED,
-            stage=None,
-            progress=0.0,
-            servers=len(estimate.eligible),
-            fallback_servers=0,
-            estimated_microusd=0,
-            actual_microusd=0,
-            error=RunError("aws-unavailable", expected.reason) if expected.reason else None,
-            scores=None,
-            seconds=None,
-            report=None,
-            revision=0,
-            started_at=None,
-            finished_at=None if expected.eligible else now,
-        )
-        for position, expected in enumerate(estimate.runs)
-    ]
+def _refused(refusal: RunError) -> HeadroomError:
+    """What a caller who wants no fallback is told."""
+    match refusal.code:
+        case "budget-exceeded":
+            return BudgetExceeded(refusal.detail)
+        case "aws-unavailable":
+            return AwsUnavailable(refusal.detail)
+        case _:
+            return Invalid(refusal.detail, errors=[Complaint("/models", refusal.code, refusal.detail)])
 
 
 def _excluded_warning(estimate: Estimate) -> list[str]:

@@ -12,8 +12,8 @@ or cancelled finds that its writes change no row, and stops.
 import asyncio
 import logging
 import shutil
-from collections.abc import Coroutine, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -21,23 +21,29 @@ from uuid import UUID
 import numpy as np
 
 from app import forecasters
+from app.canvas.stages import Stage
 from app.compute import ChildDied, Compute, TooSlow
+from app.domain.cost import Settled
 from app.domain.forecast import Forecast
 from app.domain.panel import MIN_VALUES, Frequency
-from app.domain.run import Claim, RunError, RunStatus
-from app.errors import Fatal
+from app.domain.run import Claim, Run, RunError, RunStatus
+from app.errors import Fatal, Transient, Unavailable
 from app.failpoints import reach
+from app.services.canvas import CANVAS, Canvas, Wait
 from app.services.coordination import Gate, Once
 from app.services.fitting import Case, Fitted, Judged, Part, Piece, Source, fit, judge_run
+from app.services.janitor import Janitor
 from app.storage import datasets as stored_datasets
 from app.storage import forecasts as stored_forecasts
+from app.storage import ledger
 from app.storage import results as stored_results
 from app.storage import runs as stored_runs
 from app.storage.artifacts import Store
-from app.storage.database import Database
+from app.storage.database import Connection, Database
 from app.storage.faults import classify
 from app.storage.queue import Queue
 from app.storage.results import SCORES, ResultMatrix
+from app.storage.runs import Lost
 
 log = logging.getLogger(__name__)
 
@@ -58,16 +64,13 @@ class Policy:
     country: str
 
 
-class Lost(Exception):
-    """The claim is no longer ours: cancelled, or taken over."""
-
-
 @dataclass(frozen=True)
 class _Plan:
     forecast: Forecast
     source: Source
     servers: tuple[str, ...]
     windows: int
+    longest: int
     frequency: Frequency
     folder: Path
 
@@ -87,12 +90,22 @@ class _Progress:
 
 class Runs:
     def __init__(
-        self, database: Database, queue: Queue, store: Store, compute: Compute, work: Path, policy: Policy
+        self,
+        database: Database,
+        queue: Queue,
+        store: Store,
+        compute: Compute,
+        canvas: Canvas,
+        janitor: Janitor | None,
+        work: Path,
+        policy: Policy,
     ) -> None:
         self._database = database
         self._queue = queue
         self._store = store
         self._compute = compute
+        self._canvas = canvas
+        self._janitor = janitor
         self._work = work
         self._policy = policy
         self._once = Once[Fitted]()
@@ -120,10 +133,13 @@ class Runs:
             return
         reach("after_claim")
         reach(f"after_claim.{claim.model}")
-        progress = _Progress()
+        progress = _Progress(claim.stage or "reading", round(claim.progress * 100), 100)
         try:
-            judged, plan, pieces = await self._held(claim, progress, self._computed(claim, progress))
-            await self._store_results(claim, plan, judged, pieces)
+            if claim.model == CANVAS:
+                await self._held(claim, progress, self._managed(claim, progress))
+            else:
+                judged, plan, pieces = await self._held(claim, progress, self._computed(claim, progress))
+                await self._store_results(claim, plan, judged, pieces)
         except Lost:
             log.info("run %s is no longer ours (epoch %d)", run_id, claim.epoch)
         except asyncio.CancelledError:
@@ -142,6 +158,25 @@ class Runs:
             log.exception("run %s failed by a fault of ours", run_id)
             await self._end(claim, RunError("internal", f"an internal fault ({type(error).__name__}); see the log"))
 
+    async def _managed(self, claim: Claim, progress: _Progress) -> None:
+        """One step of a managed run: it waits for AWS, or is judged and stored as any other."""
+        plan = await self._plan(claim)
+        try:
+            step = await self._canvas.step(claim, plan.forecast, plan.source, plan.servers, plan.longest)
+        except (Transient, Unavailable) as error:
+            log.warning("run %s: %s; trying again later", claim.run_id, error.detail)
+            step = Wait(self._canvas.policy.poll_seconds, Stage(claim.stage or Stage.STAGING))
+        if isinstance(step, Wait):
+            async with self._database.begin() as connection:
+                if await stored_runs.park(
+                    connection, claim, step.seconds, stage=step.stage, progress=step.stage.progress
+                ):
+                    await self._queue.defer(connection, claim.run_id, in_seconds=step.seconds)
+            return
+        case = self._case(claim, replace(plan, windows=step.windows), step.parts)
+        judged = await self._compute.run(judge_run, case, seconds=self._policy.chunk_seconds)
+        await self._store_results(claim, plan, judged, [], settled=step.settled, report=step.facts)
+
     async def reconcile(self) -> int:
         """Tick again what should have been ticked, sweep what ended runs left; how many ticks it deferred."""
         async with self._database.begin() as connection:
@@ -150,6 +185,8 @@ class Runs:
                 await self._queue.defer(connection, *late)
             await stored_forecasts.forget_old_keys(connection)
         await self._sweep()
+        if self._janitor is not None:
+            await self._janitor.sweep()
         return len(late)
 
     async def _held(self, claim: Claim, progress: _Progress, work: Coroutine[Any, Any, Answer]) -> Answer:
@@ -199,7 +236,13 @@ class Runs:
 
         made = [item for part in await _all(one(piece) for piece in pieces) for item in part]
         progress.stage = "judging"
-        case = Case(
+        case = self._case(claim, plan, [part for part, _ in made])
+        judged = await self._compute.run(judge_run, case, seconds=self._policy.chunk_seconds)
+        progress.stage = "storing"
+        return judged, plan, [fitted for _, fitted in made]
+
+    def _case(self, claim: Claim, plan: _Plan, parts: Sequence[Part]) -> Case:
+        return Case(
             model=claim.model,
             source=plan.source,
             servers=plan.servers,
@@ -207,12 +250,9 @@ class Runs:
             levels=plan.forecast.request.levels,
             windows=plan.windows,
             reported=min(plan.forecast.request.backtest_windows, plan.windows),
-            parts=tuple(part for part, _ in made),
+            parts=tuple(parts),
             seed=claim.forecast_id.int % 2**32,
         )
-        judged = await self._compute.run(judge_run, case, seconds=self._policy.chunk_seconds)
-        progress.stage = "storing"
-        return judged, plan, [fitted for _, fitted in made]
 
     async def _plan(self, claim: Claim) -> _Plan:
         async with self._database.connect() as connection:
@@ -224,7 +264,7 @@ class Runs:
             assert dataset is not None  # a foreign key holds it
             servers = await stored_datasets.servers(connection, request.dataset_id, request.server_ids)
         eligible = [server for server in servers if server.counts.get(request.metric, 0) >= MIN_VALUES]
-        forecaster = forecasters.load(claim.model)
+        earlier = 0 if claim.model == CANVAS else forecasters.load(claim.model).earlier_windows
         longest = max((server.rows for server in eligible), default=0)
         windows = max(0, (longest - MIN_VALUES) // request.horizon)
         folder = self._work / str(claim.forecast_id)
@@ -238,7 +278,8 @@ class Runs:
                 self._policy.country,
             ),
             servers=tuple(server.server_id for server in eligible),
-            windows=min(windows, request.backtest_windows + forecaster.earlier_windows),
+            windows=min(windows, request.backtest_windows + earlier),
+            longest=longest,
             frequency=dataset.contents.frequency,
             folder=folder,
         )
@@ -291,7 +332,16 @@ class Runs:
             piece.out, lambda: self._compute.run(fit, piece, seconds=self._policy.chunk_seconds)
         )
 
-    async def _store_results(self, claim: Claim, plan: _Plan, judged: Judged, fitted: list[Fitted]) -> None:
+    async def _store_results(
+        self,
+        claim: Claim,
+        plan: _Plan,
+        judged: Judged,
+        fitted: list[Fitted],
+        *,
+        settled: Sequence[Settled] = (),
+        report: Mapping[str, Any] | None = None,
+    ) -> None:
         found = ResultMatrix(
             server_ids=plan.servers,
             as_of=judged.as_of,
@@ -303,6 +353,7 @@ class Runs:
         )
         stood_in = sum(name is not None for name in judged.fallback)
         report = {
+            **(report or {}),
             "windows": plan.windows,
             "filled_values": sum(piece.filled for piece in fitted),
             "capped_outliers": sum(piece.capped for piece in fitted),
@@ -314,7 +365,7 @@ class Runs:
         if stood_in:
             warnings.append(f"{claim.model}: {stood_in} of {len(plan.servers)} servers were answered by {STAND_IN}")
         if judged.scores is None:
-            warnings.append(f"{claim.model}: the history is too short for a back-test of {claim.model}; it is unscored")
+            warnings.append(f"{claim.model}: the history is too short for a back-test; it is unscored")
         reach("before_store")
         async with self._database.begin() as connection:
             kept = await stored_runs.end(
@@ -330,6 +381,9 @@ class Runs:
             )
             if not kept:
                 raise Lost
+            if settled:
+                balance = await ledger.settle(connection, claim.run_id, 1, settled)
+                await stored_runs.book(connection, claim.run_id, balance.settled)
             await stored_results.write(connection, claim.run_id, found)
             await stored_results.write_template(connection, claim.run_id, judged.template)
             await stored_forecasts.settle(connection, claim.forecast_id, warnings)
@@ -340,8 +394,20 @@ class Runs:
     async def _end(self, claim: Claim, error: RunError) -> None:
         log.warning("run %s (%s) failed: %s", claim.run_id, claim.model, error.detail)
         async with self._database.begin() as connection:
-            if await stored_runs.end(connection, claim, RunStatus.FAILED, error):
-                await stored_forecasts.settle(connection, claim.forecast_id)
+            if not await stored_runs.end(connection, claim, RunStatus.FAILED, error):
+                return
+            if claim.model == CANVAS:
+                await self._fall_back(connection, claim)
+            await stored_forecasts.settle(connection, claim.forecast_id)
+
+    async def _fall_back(self, connection: Connection, claim: Claim) -> None:
+        """Where only a managed model was asked for, and it failed, `auto` answers, if the caller will have it."""
+        forecast = await stored_forecasts.get(connection, claim.forecast_id)
+        if forecast is None or not forecast.request.fallback or any(run.model != CANVAS for run in forecast.runs):
+            return
+        auto = Run.queued(claim.forecast_id, "auto", len(forecast.runs), forecast.runs[0].servers)
+        await stored_runs.insert(connection, [auto])
+        await self._queue.defer(connection, auto.id)
 
     async def _hand_back(self, claim: Claim) -> None:
         async with self._database.begin() as connection:

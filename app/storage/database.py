@@ -33,15 +33,13 @@ class Database:
         )
 
     @asynccontextmanager
-    async def begin(self, *, lock_timeout_seconds: float | None = None) -> AsyncIterator[Connection]:
+    async def begin(self) -> AsyncIterator[Connection]:
         """A transaction: committed at the end of the block, rolled back when it raises.
 
-        Raises LockTimeout when a lock takes longer than `lock_timeout_seconds`.
+        Raises LockTimeout when a lock takes longer than the block has set as its lock_timeout.
         """
         try:
             async with self.engine.begin() as connection:
-                if lock_timeout_seconds is not None:
-                    await connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(lock_timeout_seconds * 1000)}"))
                 yield connection
         except sa.exc.OperationalError as error:
             if isinstance(error.orig, psycopg.errors.LockNotAvailable):

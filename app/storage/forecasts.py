@@ -118,18 +118,23 @@ async def open_run_count(connection: AsyncConnection) -> int:
     )
 
 
-async def reserve_key(connection: AsyncConnection, owner: str, key: str, body_hash: str) -> bool:
+async def reserve_key(
+    connection: AsyncConnection, owner: str, key: str, body_hash: str, patience_seconds: float
+) -> bool:
     """Take an idempotency key; False when it was taken before.
 
-    A twin in flight makes this wait for that twin's transaction, up to the connection's lock_timeout.
+    A twin in flight makes this wait for that twin's transaction; LockTimeout when it takes too long.
     """
+    await connection.execute(sa.text(f"SET LOCAL lock_timeout = {int(patience_seconds * 1_000)}"))
     taken = await connection.execute(
         upsert(idempotency_keys)
         .values(owner=owner, key=key, body_hash=body_hash)
         .on_conflict_do_nothing()
         .returning(idempotency_keys.c.key)
     )
-    return taken.one_or_none() is not None
+    is_ours = taken.one_or_none() is not None
+    await connection.execute(sa.text("SET LOCAL lock_timeout = DEFAULT"))
+    return is_ours
 
 
 async def bind_key(connection: AsyncConnection, owner: str, key: str, forecast_id: UUID) -> None:

@@ -84,17 +84,18 @@ async def attempts(connection: AsyncConnection, run_id: UUID) -> int:
 
 
 async def claim(connection: AsyncConnection, run_id: UUID, lease_seconds: float) -> Claim | None:
-    """Take a run that is queued and due, or whose worker fell silent; None when there is nothing to take.
+    """Take a run that is queued and due, or parked and due, or whose worker fell silent; None when there is none.
 
     Taking over from a silent worker counts as one of its crashes (`attempt`).
     """
     before = (
-        sa.select(runs.c.id, runs.c.status, runs.c.epoch)
+        sa.select(runs.c.id, runs.c.status, runs.c.epoch, runs.c.parked)
         .where(
             runs.c.id == run_id,
             sa.or_(
                 sa.and_(runs.c.status == RunStatus.QUEUED, runs.c.due_at <= sa.func.now()),
                 sa.and_(runs.c.status == RunStatus.RUNNING, runs.c.lease_until < sa.func.now()),
+                sa.and_(runs.c.parked, runs.c.due_at <= sa.func.now()),
             ),
         )
         .with_for_update(skip_locked=True)
@@ -107,8 +108,10 @@ async def claim(connection: AsyncConnection, run_id: UUID, lease_seconds: float)
             .values(
                 status=RunStatus.RUNNING,
                 epoch=runs.c.epoch + 1,
-                attempt=runs.c.attempt + sa.cast(before.c.status == RunStatus.RUNNING, sa.Integer),
+                attempt=runs.c.attempt
+                + sa.cast(sa.and_(before.c.status == RunStatus.RUNNING, sa.not_(before.c.parked)), sa.Integer),
                 lease_until=_in(lease_seconds),
+                parked=False,
                 started_at=sa.func.coalesce(runs.c.started_at, sa.func.now()),
                 revision=_NEXT_REVISION,
             )
@@ -118,16 +121,20 @@ async def claim(connection: AsyncConnection, run_id: UUID, lease_seconds: float)
                 runs.c.model,
                 runs.c.epoch,
                 runs.c.attempt,
+                runs.c.stage,
+                runs.c.progress,
                 before.c.status.label("previous"),
+                before.c.parked.label("was_parked"),
             )
         )
     ).one_or_none()
     if taken is None:
         return None
-    detail = "taken over: the worker before fell silent" if taken.previous == RunStatus.RUNNING else None
-    await _record(connection, run_id, RunStatus(taken.previous), RunStatus.RUNNING, taken.epoch, detail)
+    if not taken.was_parked:
+        detail = "taken over: the worker before fell silent" if taken.previous == RunStatus.RUNNING else None
+        await _record(connection, run_id, RunStatus(taken.previous), RunStatus.RUNNING, taken.epoch, detail)
     await _touch_forecast(connection, taken.forecast_id)
-    return Claim(taken.id, taken.forecast_id, taken.model, taken.epoch, taken.attempt)
+    return Claim(taken.id, taken.forecast_id, taken.model, taken.epoch, taken.attempt, taken.stage, taken.progress)
 
 
 async def renew(
@@ -140,9 +147,39 @@ async def renew(
     return row.rowcount == 1
 
 
+class Lost(Exception):
+    """The claim is no longer ours: cancelled, or taken over."""
+
+
+async def keep(connection: AsyncConnection, claim: Claim) -> None:
+    """Hold the run's row to the end of the transaction, as ours. Raises Lost when it is not."""
+    held = await connection.execute(
+        sa.select(runs.c.id)
+        .where(runs.c.id == claim.run_id, runs.c.epoch == claim.epoch, runs.c.status == RunStatus.RUNNING)
+        .with_for_update()
+    )
+    if held.one_or_none() is None:
+        raise Lost
+
+
 async def hand_back(connection: AsyncConnection, claim: Claim, detail: str) -> bool:
     """Back to the queue, for the next worker; not a crash."""
     return await _leave(connection, claim, RunStatus.QUEUED, detail, lease_until=None, due_at=sa.func.now())
+
+
+async def park(connection: AsyncConnection, claim: Claim, in_seconds: float, *, stage: str, progress: float) -> bool:
+    """Let go of a run that goes on elsewhere, until it is due again; False when the claim was lost."""
+    parked = await connection.execute(
+        _held(claim).values(
+            parked=True,
+            lease_until=None,
+            due_at=_in(in_seconds),
+            stage=stage,
+            progress=progress,
+            revision=_NEXT_REVISION,
+        )
+    )
+    return parked.rowcount == 1
 
 
 async def end(
@@ -159,6 +196,13 @@ async def end(
         finished_at=sa.func.now(),
         progress=1.0 if status is RunStatus.SUCCEEDED else runs.c.progress,
         **columns,
+    )
+
+
+async def book(connection: AsyncConnection, run_id: UUID, microusd: int) -> None:
+    """What the run has cost, as the ledger has it."""
+    await connection.execute(
+        sa.update(runs).where(runs.c.id == run_id).values(actual_microusd=microusd, revision=_NEXT_REVISION)
     )
 
 
@@ -181,6 +225,7 @@ async def cancel_open(connection: AsyncConnection, forecast_id: UUID) -> int:
                 status=RunStatus.CANCELLED,
                 epoch=runs.c.epoch + 1,
                 lease_until=None,
+                parked=False,
                 finished_at=sa.func.now(),
                 revision=_NEXT_REVISION,
             )
@@ -200,6 +245,7 @@ async def overdue(connection: AsyncConnection, late_seconds: float) -> Sequence[
             sa.or_(
                 sa.and_(runs.c.status == RunStatus.QUEUED, runs.c.due_at < late),
                 sa.and_(runs.c.status == RunStatus.RUNNING, runs.c.lease_until < sa.func.now()),
+                sa.and_(runs.c.parked, runs.c.due_at < late),
             ),
             _NO_TICK_WAITS,
         )

@@ -142,6 +142,7 @@ runs = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0", comment="workers that died on it"),
     sa.Column("lease_until", Time, comment="the claim ends unless it is renewed; database clock"),
     sa.Column("due_at", Time, nullable=False, server_default=sa.func.now()),
+    sa.Column("parked", sa.Boolean, nullable=False, server_default=sa.false(), comment="running, waits for due_at"),
     sa.Column("revision", sa.BigInteger, nullable=False, server_default=sa.text("nextval('revisions')")),
     _created(),
     sa.Column("started_at", Time),
@@ -180,6 +181,32 @@ results = sa.Table(
     sa.Column("rmse", sa.REAL),
     sa.Column("wql", sa.REAL),
     sa.Column("coverage", sa.REAL),
+)
+
+canvas_runs = sa.Table(
+    "canvas_runs",
+    metadata,
+    sa.Column("run_id", UUID, primary_key=True, comment="no foreign key: it outlives a deleted forecast"),
+    sa.Column("forecast_id", UUID, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("stage", sa.Text, nullable=False),
+    sa.Column("facts", JSONB, nullable=False, comment="what the stages before found, and what a request is built from"),
+    sa.Column("gone_at", Time, comment="nothing of it is left on AWS"),
+    _created(),
+)
+sa.Index("ix_canvas_runs_left", canvas_runs.c.created_at, postgresql_where=canvas_runs.c.gone_at.is_(None))
+
+canvas_intents = sa.Table(
+    "canvas_intents",
+    metadata,
+    sa.Column("run_id", UUID, primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("purpose", sa.Text, primary_key=True, comment="automl, model, transform-forecast, transform-window-1"),
+    sa.Column("name", sa.Text, nullable=False, comment="on AWS; derived, so a repeat finds its own work"),
+    sa.Column("spec_hash", sa.Text, nullable=False, comment="of the request body"),
+    sa.Column("not_after", Time, nullable=False, comment="the call is not made later than this"),
+    sa.Column("created_on_aws", sa.Boolean, nullable=False, server_default=sa.false()),
+    _created(),
 )
 
 run_paths = sa.Table(

@@ -1,0 +1,151 @@
+"""Managed runs: their stage and facts, and what was intended on AWS. Nothing here commits; the caller does.
+
+An intent is written before its call, so that whatever a lost reply or a killed worker leaves on AWS is known by name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.domain.run import RunStatus
+from app.storage.tables import canvas_intents, canvas_runs, installation, runs
+
+_OPEN = (RunStatus.QUEUED, RunStatus.RUNNING)
+
+
+@dataclass(frozen=True)
+class Managed:
+    """`live`: its run has not ended. `facts` are what the stages found."""
+
+    run_id: UUID
+    forecast_id: UUID
+    attempt: int
+    stage: str
+    facts: dict[str, Any]
+    live: bool
+
+
+@dataclass(frozen=True)
+class Intent:
+    run_id: UUID
+    attempt: int
+    purpose: str
+    name: str
+    spec_hash: str
+    not_after: datetime
+    created_on_aws: bool
+    expired: bool
+
+
+async def installation_id(connection: AsyncConnection) -> str:
+    return str(await connection.scalar(sa.select(installation.c.id)))
+
+
+async def begin(
+    connection: AsyncConnection, run_id: UUID, forecast_id: UUID, stage: str, facts: dict[str, Any]
+) -> None:
+    """Remember a managed run; once begun it stays as it is."""
+    await connection.execute(
+        upsert(canvas_runs)
+        .values(run_id=run_id, forecast_id=forecast_id, attempt=1, stage=stage, facts=facts)
+        .on_conflict_do_nothing()
+    )
+
+
+async def get(connection: AsyncConnection, run_id: UUID) -> Managed | None:
+    row = (await connection.execute(_select().where(canvas_runs.c.run_id == run_id))).one_or_none()
+    return _to_managed(row) if row else None
+
+
+async def left(connection: AsyncConnection, limit: int = 100) -> Sequence[Managed]:
+    """Runs that have ended and may have left something on AWS."""
+    rows = await connection.execute(
+        _select()
+        .where(canvas_runs.c.gone_at.is_(None), sa.or_(runs.c.status.is_(None), runs.c.status.not_in(_OPEN)))
+        .order_by(canvas_runs.c.created_at)
+        .limit(limit)
+    )
+    return [_to_managed(row) for row in rows]
+
+
+async def advance(connection: AsyncConnection, run_id: UUID, stage: str, facts: dict[str, Any]) -> None:
+    """The next stage, with what is known now beside what was known before."""
+    await connection.execute(
+        sa.update(canvas_runs)
+        .where(canvas_runs.c.run_id == run_id)
+        .values(stage=stage, facts=canvas_runs.c.facts.op("||")(sa.cast(facts, canvas_runs.c.facts.type)))
+    )
+
+
+async def gone(connection: AsyncConnection, run_id: UUID) -> None:
+    await connection.execute(
+        sa.update(canvas_runs).where(canvas_runs.c.run_id == run_id).values(gone_at=sa.func.now(), stage="gone")
+    )
+
+
+async def intend(
+    connection: AsyncConnection, managed: Managed, purpose: str, name: str, spec_hash: str, seconds: float
+) -> Intent:
+    """What is about to be asked of AWS, within so many seconds; the one there is, when there is one."""
+    await connection.execute(
+        upsert(canvas_intents)
+        .values(
+            run_id=managed.run_id,
+            attempt=managed.attempt,
+            purpose=purpose,
+            name=name,
+            spec_hash=spec_hash,
+            not_after=sa.func.now() + sa.func.make_interval(0, 0, 0, 0, 0, 0, seconds),
+        )
+        .on_conflict_do_nothing()
+    )
+    return next(one for one in await intents(connection, managed) if one.purpose == purpose)
+
+
+async def made(connection: AsyncConnection, intent: Intent) -> None:
+    """AWS has it."""
+    await connection.execute(
+        sa.update(canvas_intents)
+        .where(
+            canvas_intents.c.run_id == intent.run_id,
+            canvas_intents.c.attempt == intent.attempt,
+            canvas_intents.c.purpose == intent.purpose,
+        )
+        .values(created_on_aws=True)
+    )
+
+
+async def intents(connection: AsyncConnection, managed: Managed) -> Sequence[Intent]:
+    rows = await connection.execute(
+        sa.select(canvas_intents, (canvas_intents.c.not_after < sa.func.now()).label("expired"))
+        .where(canvas_intents.c.run_id == managed.run_id, canvas_intents.c.attempt == managed.attempt)
+        .order_by(canvas_intents.c.created_at, canvas_intents.c.purpose)
+    )
+    return [
+        Intent(r.run_id, r.attempt, r.purpose, r.name, r.spec_hash, r.not_after, r.created_on_aws, r.expired)
+        for r in rows
+    ]
+
+
+async def live_names(connection: AsyncConnection) -> set[str]:
+    """Names on AWS that belong to a run that goes on."""
+    rows = await connection.execute(
+        sa.select(canvas_intents.c.name)
+        .join(runs, runs.c.id == canvas_intents.c.run_id)
+        .where(runs.c.status.in_(_OPEN))
+    )
+    return set(rows.scalars())
+
+
+def _select() -> sa.Select[Any]:
+    return sa.select(canvas_runs, runs.c.status).outerjoin(runs, runs.c.id == canvas_runs.c.run_id)
+
+
+def _to_managed(row: sa.Row[Any]) -> Managed:
+    return Managed(row.run_id, row.forecast_id, row.attempt, row.stage, row.facts, row.status in _OPEN)
