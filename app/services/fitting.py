@@ -80,9 +80,11 @@ def fit(piece: Piece) -> Fitted:
     if len(enough):
         prepared, changes = prepare(past.take(enough), piece.outlier_z)
         predicted = forecasters.member(piece.model).fit(prepared, piece.horizon).predict(piece.horizon, piece.levels)
-        if predicted.shape != values[enough].shape or not np.isfinite(predicted).all():
+        with np.errstate(over="ignore"):
+            kept = predicted.astype(np.float32)  # as it will be stored: what is finite before need not be after
+        if kept.shape != values[enough].shape or not np.isfinite(kept).all():
             raise BadModelOutput(f"{piece.model} gave values that are missing or not finite")
-        values[enough] = predicted
+        values[enough] = kept
         filled, capped = int(changes.filled.sum()), int(changes.capped.sum())
     unfinished = f"{piece.out}.{os.getpid()}"
     with open(unfinished, "wb") as file:

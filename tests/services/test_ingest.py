@@ -114,6 +114,12 @@ REFUSED: dict[str, tuple[str | bytes, str, dict[str, tuple[int, ...]]]] = {
     "inf": (HEADER + daily(3) + "a,2024-01-04,inf\n", "non-finite", {"non-finite": (4,)}),
     "-Infinity": (HEADER + daily(3) + "a,2024-01-04,-Infinity\n", "non-finite", {"non-finite": (4,)}),
     "1e400": (HEADER + daily(3) + "a,2024-01-04,1e400\n", "non-finite", {"non-finite": (4,)}),
+    "beyond single precision": (HEADER + daily(3) + "a,2024-01-04,-1e31\n", "validation", {"out-of-range": (4,)}),
+    "every large number at once": (
+        "server_id,timestamp,cpu,capacity\na,2024-01-01,inf,1e38\na,2024-01-02,1e300,4\n",
+        "validation",
+        {"non-finite": (1,), "out-of-range": (1,)},
+    ),
     "infinite parquet": (
         parquet(server_id=["a"] * 2, timestamp=DAYS[:2], cpu_p95=[1.0, np.inf]),
         "non-finite",

@@ -35,6 +35,8 @@ _HOUR = 3_600 * _SECOND
 _MINUTE = 60 * _SECOND
 _CONTROL = r"[\x00-\x1f\x7f]"
 _MAX_TEXT = 1_000
+_LARGEST = 1e30
+"""Results are stored in single precision, which ends at 3.4e38; forecasts, and their squares, need room to move."""
 _TELLING = 3
 """Gaps of one length that make a rhythm of its own, not a hole in a daily or hourly one."""
 
@@ -180,15 +182,21 @@ def _text_complaints(name: str, words: Words) -> list[Complaint]:
 
 
 def _number_complaints(name: str, values: Array) -> list[Complaint]:
+    complaints = []
     infinite = np.isinf(values)
     if infinite.any():
         where = named_rows(first_rows(infinite), int(infinite.sum()))
         detail = f"Column {name} is infinite, or too large for a number, in {where}. Leave a missing value empty."
-        return [Complaint(f"/file/{name}", "non-finite", detail, first_rows(infinite))]
+        complaints.append(Complaint(f"/file/{name}", "non-finite", detail, first_rows(infinite)))
+    large = (np.abs(values) > _LARGEST) & ~infinite
+    if large.any():
+        where = named_rows(first_rows(large), int(large.sum()))
+        detail = f"Column {name} goes beyond {_LARGEST:g} in {where}. Leave it empty, or use a larger unit."
+        complaints.append(Complaint(f"/file/{name}", "out-of-range", detail, first_rows(large)))
     if name not in NUMERIC_ATTRIBUTES and np.isnan(values).all():
         detail = f"Column {name} has no value at all; leave it out, or name it in `schema.attributes`."
-        return [Complaint(f"/file/{name}", "no-values", detail)]
-    return []
+        complaints.append(Complaint(f"/file/{name}", "no-values", detail))
+    return complaints
 
 
 def _grid(name: str, times: Moments, like: Frame | None) -> tuple[Frequency, int, Codes, list[Complaint]]:

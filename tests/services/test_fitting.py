@@ -1,0 +1,39 @@
+"""What a child process leaves of one fit."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from app.domain.dataset import Limits, Schema, Unit
+from app.services.fitting import BadModelOutput, Piece, Source, fit
+from app.services.ingest import ingest
+
+
+def history(folder: Path, values: list[float]) -> Path:
+    """One daily server `a` with metric `load`."""
+    days = np.datetime64("2024-01-01") + np.arange(len(values))
+    rows = [f"a,{day},{value!r}" for day, value in zip(days, values, strict=True)]
+    source = folder / "source.csv"
+    source.write_text("\n".join(["server_id,timestamp,load", *rows]))
+    path = folder / "history.parquet"
+    ingest(source, path, folder / "facts.parquet", Schema(), Limits(bytes=1 << 20, columns=10, cells=10_000))
+    return path
+
+
+def piece(path: Path, out: Path) -> Piece:
+    source = Source(str(path), "load", Unit.ABSOLUTE, "US")
+    return Piece("seasonal_naive", 0, source, 0, ("a",), 7, (0.1, 0.5, 0.9), 6.0, str(out))
+
+
+def test_what_single_precision_cannot_hold_is_no_forecast(tmp_path: Path) -> None:
+    path = history(tmp_path, [float(number % 7) for number in range(60)])
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("load")
+    pq.write_table(table.set_column(place, table.schema.field(place), pc.multiply(table.column(place), 1e38)), path)
+    out = tmp_path / "out.npy"
+    with pytest.raises(BadModelOutput):
+        fit(piece(path, out))
+    assert not out.exists()
