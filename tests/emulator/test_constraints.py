@@ -111,7 +111,6 @@ TRANSFORM: list[tuple[str, Any, str]] = [
     ("ModelName", None, "Member must not be null"),
     ("MaxPayloadInMB", -1, "greater than or equal to 0"),
     ("MaxPayloadInMB", 101, "limit of 100"),
-    ("MaxConcurrentTransforms", 20, "must not exceed 100 MB"),
     ("BatchStrategy", "SingleRecord", "needs a SplitType"),
     ("BatchStrategy", "Some", "enum value set"),
     ("ModelClientConfig", {"InvocationsTimeoutInSeconds": 3601}, "less than or equal to 3600"),
@@ -192,6 +191,12 @@ def test_all_complaints_come_at_once(emulator: Any) -> None:
     assert message.startswith("3 validation errors detected: Value 'a b' at 'autoMLJobName'")
 
 
+def test_payloads_under_way_together_are_limited(emulator: Any) -> None:
+    request = emulator.transform("any") | {"MaxConcurrentTransforms": 20, "MaxPayloadInMB": 6}
+    _, message = refusal(emulator, "CreateTransformJob", request)
+    assert "must not exceed 100 MB" in message
+
+
 def test_a_wrong_type_cannot_be_read(emulator: Any) -> None:
     request = emulator.changed(emulator.automl(), f"{FORECASTING}.HolidayConfig", "US")
     code, message = refusal(emulator, "CreateAutoMLJobV2", request)
@@ -260,7 +265,7 @@ def test_data_that_cannot_be_used_is_refused(emulator: Any) -> None:
     for content, said in [
         (good.replace(b"2023-01-05", b"the fifth", 1), "not the CSV"),
         (good + b'server-1-0,2023-01-01,"40', "not the CSV"),
-        (good.replace(b"cpu", b"cpu,cpu", 1), "not the CSV"),
+        (good.replace(b"cpu", b"cpu,cpu", 1), "two columns"),
     ]:
         emulator.put("broken/a.csv", content)
         _, message = refusal(emulator, "CreateAutoMLJobV2", request)
