@@ -68,13 +68,14 @@ def create(account: Account, call: Call) -> Body:
         )
         if struck == "fail_job":
             job.failure = f"{MARK} AlgorithmError: the training of every candidate failed, as was asked for."
-            job.plan = job.plan.cut(job.plan.trainings[0].start + 60, "Failed")
+            job.plan = job.plan.cut(job.plan.trainings[0].start + 30, "Failed")
         account.automl[key(name)] = job
         account.keep_tags(arn, body)
         for training in job.plan.trainings:
             account.keep_tags(training.arn, {})
         account.clock.hurry_until(job.end)
-    threading.Thread(target=_carry_out, args=(account, job, data.schema), daemon=True).start()
+        job.worker = threading.Thread(target=_carry_out, args=(account, job, data.schema), daemon=True)
+        job.worker.start()
     return {"AutoMLJobArn": arn}
 
 

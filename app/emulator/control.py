@@ -99,3 +99,5 @@ def _carry_out_what_is_due(account: Account) -> None:
         due = [job for job in account.jobs() if job.end <= now]
     for job in due:
         job.carried_out.wait(WAIT)
+        if job.worker is not None and job.at_rest <= now:
+            job.worker.join(WAIT)

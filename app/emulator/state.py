@@ -17,6 +17,9 @@ from app.emulator.s3 import S3
 STOPPING = 30.0
 """Seconds from the stop of a job to its end."""
 
+LATE = 600.0
+"""Seconds from the end of a transform to outputs that are late."""
+
 ENDED = ("Completed", "Failed", "Stopped")
 
 
@@ -76,6 +79,12 @@ class AutoMLJob:
     failure: str | None = None
     stopped_at: float | None = None
     carried_out: threading.Event = field(default_factory=threading.Event)
+    worker: threading.Thread | None = None
+
+    @property
+    def at_rest(self) -> float:
+        """When nothing more happens."""
+        return self.end
 
     @property
     def end(self) -> float:
@@ -119,6 +128,12 @@ class TransformJob:
     failure: str | None = None
     stopped_at: float | None = None
     carried_out: threading.Event = field(default_factory=threading.Event)
+    worker: threading.Thread | None = None
+
+    @property
+    def at_rest(self) -> float:
+        """When nothing more happens."""
+        return self.end + (LATE if "late_out" in self.faults else 0.0)
 
     @property
     def end(self) -> float:

@@ -24,7 +24,6 @@ PROVISIONING = 150.0
 """Seconds until the instances are up; not billed."""
 
 MEGABYTE = 1 << 20
-LATE = 600.0
 
 _START = 180.0
 _BYTES_PER_VCPU_SECOND = 15_000
@@ -56,8 +55,9 @@ def create(account: Account, call: Call) -> Body:
             job.failure = f"{MARK} AlgorithmError: see job logs for more information. It failed, as was asked for."
         account.transforms[key(name)] = job
         account.keep_tags(arn, body)
-        account.clock.hurry_until(end)
-    threading.Thread(target=_carry_out, args=(account, job, model, stored), daemon=True).start()
+        account.clock.hurry_until(job.at_rest)
+        job.worker = threading.Thread(target=_carry_out, args=(account, job, model, stored), daemon=True)
+        job.worker.start()
     return {"TransformJobArn": arn}
 
 
@@ -138,43 +138,44 @@ def _carry_out(account: Account, job: TransformJob, model: Model, stored: list[S
     def stopped() -> bool:
         return job.stopped_at is not None
 
+    outputs: dict[str, bytes] = {}
     if account.clock.wait_until(job.start, stopped) and job.failure is None:
-        outputs: dict[str, bytes] = {}
-        complaints = []
-        try:
-            made_for = _made_for(account, job, model)
-            with account.working:
-                for one in stored:
-                    if stopped():
-                        break
-                    try:
-                        outputs[_output(job, one)] = _answered(account, job, made_for, one)
-                    except BadData as problem:
-                        complaints.append(f"{one.uri}: {problem}")
-        except BadData as problem:
-            complaints.append(str(problem))
-        except Exception as problem:
-            complaints.append(f"AlgorithmError: {type(problem).__name__}: {problem}")
+        outputs, complaints = _computed(account, job, model, stored, stopped)
         if complaints:
             job.failure = f"{MARK} {'; '.join(complaints)}"[:1024]
-        _publish(account, job, outputs, stopped)
-    account.clock.wait_until(job.planned_end, stopped)
+    if account.clock.wait_until(job.planned_end, stopped) and not job.faults & {"late_out", "missing_out"}:
+        _publish(account, outputs)
     job.carried_out.set()
+    if "late_out" in job.faults and account.clock.wait_until(job.at_rest, stopped):
+        _publish(account, outputs)
 
 
-def _publish(account: Account, job: TransformJob, outputs: dict[str, bytes], stopped: Callable[[], bool]) -> None:
-    if "late_out" in job.faults:
-        account.clock.hurry_until(job.planned_end + LATE)
-        threading.Thread(target=_publish_late, args=(account, job, outputs, stopped), daemon=True).start()
-    elif "missing_out" not in job.faults and account.clock.wait_until(job.planned_end, stopped):
-        for uri, content in outputs.items():
-            account.s3.write(uri, content)
+def _computed(
+    account: Account, job: TransformJob, model: Model, stored: list[Stored], stopped: Callable[[], bool]
+) -> tuple[dict[str, bytes], list[str]]:
+    """The outputs by URI, and why some are missing."""
+    outputs: dict[str, bytes] = {}
+    complaints = []
+    try:
+        made_for = _made_for(account, job, model)
+        with account.working:
+            for one in stored:
+                if stopped():
+                    break
+                try:
+                    outputs[_output(job, one)] = _answered(account, job, made_for, one)
+                except BadData as problem:
+                    complaints.append(f"{one.uri}: {problem}")
+    except BadData as problem:
+        complaints.append(str(problem))
+    except Exception as problem:
+        complaints.append(f"AlgorithmError: {type(problem).__name__}: {problem}")
+    return outputs, complaints
 
 
-def _publish_late(account: Account, job: TransformJob, outputs: dict[str, bytes], stopped: Callable[[], bool]) -> None:
-    if account.clock.wait_until(job.planned_end + LATE, stopped):
-        for uri, content in outputs.items():
-            account.s3.write(uri, content)
+def _publish(account: Account, outputs: dict[str, bytes]) -> None:
+    for uri, content in outputs.items():
+        account.s3.write(uri, content)
 
 
 def _made_for(account: Account, job: TransformJob, model: Model) -> Schema:

@@ -20,6 +20,7 @@ from app.emulator.server import started
 
 ROLE = "arn:aws:iam::123456789012:role/anyone"
 BUCKET = "emulator-tests"
+CREDENTIALS = "AWS4-HMAC-SHA256 Credential=anyone/20260101/eu-west-1/sagemaker/aws4_request, Signature=0"
 HORIZON, STEPS, ITEMS = 14, 400, 3
 
 _numbers = count(1)
@@ -96,12 +97,12 @@ class Emulator:
             with refused:
                 return json.load(refused)
 
-    def post(self, operation: str, body: Any) -> tuple[int, Any, Any]:
+    def post(self, operation: str, body: Any, credentials: str = CREDENTIALS) -> tuple[int, Any, Any]:
         """A call that no library has looked at: status, answer, headers."""
         headers = {
             "X-Amz-Target": f"SageMaker.{operation}",
             "Content-Type": "application/x-amz-json-1.1",
-            "Authorization": "AWS4-HMAC-SHA256 Credential=anyone/20260101/eu-west-1/sagemaker/aws4_request, Signature=0",
+            "Authorization": credentials,
         }
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
         try:

@@ -184,7 +184,7 @@ def test_output_that_is_not_right(emulator: Any, fault: str) -> None:
         "missing_item_out": len(items) == emulator.items - 1,
         "extra_item_out": len(items) == emulator.items + 1,
         "duplicate_out": bool(table.duplicated(["server_id", "timestamp"]).any()),
-        "crossed_out": bool((np.diff(levels, axis=1) < 0).any()),
+        "crossed_out": bool((np.diff(levels[np.isfinite(levels).all(axis=1)], axis=1) < 0).any()),
         "no_mean_out": "mean" not in table,
         "plain_dates_out": b" 00:00:00" not in content,
     }
