@@ -22,7 +22,7 @@ import numpy as np
 
 from app.domain import calibration
 from app.domain.panel import Array, Panel
-from app.domain.quantiles import BASE, uncross
+from app.domain.quantiles import BASE, single, uncross
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def judge(trial: Trial, *, calibrate: bool = True) -> Verdict:
     for w, actual in enumerate(trial.actual, start=1):
         normal[w - 1] = calibration.scores(actual, forecasts[w], trial.levels)
 
-    forecasts = np.clip(forecasts, trial.lower[..., None, None], trial.upper[..., None, None])
+    forecasts = np.clip(single(forecasts), single(trial.lower)[..., None, None], single(trial.upper)[..., None, None])
     scored = slice(1, 1 + trial.reported)
     base = forecasts[scored][..., [trial.levels.index(level) for level in BASE]]
     compared = base, trial.actual[: trial.reported], trial.scale[scored]
@@ -173,6 +173,7 @@ class _Cells:
 
 
 def _cells(base: Array, actual: Array, scale: Array) -> _Cells:
+    base, actual = single(base), single(actual)
     scored = np.isfinite(actual) & np.isfinite(base).all(axis=-1)
     actual = np.where(scored, actual, np.nan)
     error = actual[..., None] - base

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from statistics import NormalDist
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,14 @@ def uncross(values: NDArray[Float]) -> tuple[NDArray[Float], int]:
     """Sort the last axis (quantiles); also how many (server, step) cells had crossed."""
     crossed = int((np.diff(values, axis=-1) < 0).any(axis=-1).sum())
     return (np.sort(values, axis=-1) if crossed else values), crossed
+
+
+def single(values: NDArray[np.floating[Any]]) -> Array:
+    """Rounded to single precision, in which quantiles are stored and served, and given back in double.
+
+    What is compared with a quantile is rounded alike: else 42.2 would be over a threshold of 42.2.
+    """
+    return values.astype(np.float32).astype(np.float64)
 
 
 def normal_scores(levels: Iterable[float]) -> Array:

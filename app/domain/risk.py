@@ -68,10 +68,6 @@ class Outlook:
     def horizon(self) -> int:
         return int(self.values.shape[1])
 
-    def at(self, level: float) -> Array:
-        """One quantile of every step: (servers, horizon)."""
-        return np.asarray(self.values[..., self.levels.index(level)], dtype=np.float64)
-
 
 @dataclass(frozen=True, eq=False)
 class Risk:
@@ -165,10 +161,10 @@ def peaks(p50: Array, as_of: np.datetime64, frequency: Frequency, country: str) 
 
 
 def _assess(outlook: Outlook, thresholds: Array, template: Template, rules: Levels) -> Risk:
-    values = outlook.values.astype(np.float64)
+    values, thresholds = quantiles.single(outlook.values), quantiles.single(thresholds)
     limit = np.broadcast_to(thresholds[:, None], values.shape[:2])
-    lower, upper = outlook.lower[:, None], outlook.upper[:, None]
-    p50, p90 = outlook.at(0.5), outlook.at(0.9)
+    lower, upper = quantiles.single(outlook.lower[:, None]), quantiles.single(outlook.upper[:, None])
+    p50, p90 = (values[..., outlook.levels.index(level)] for level in (0.5, 0.9))
     below = quantiles.cdf(values, outlook.levels, limit, lower, upper)
     breached_by = template.breached_by(below)
     per_day = outlook.frequency.per_day
@@ -215,8 +211,10 @@ def _dates(steps: Array, outlook: Outlook) -> Times:
 
 
 def _level(max_p90: Array, mean_p50: Array, rules: Levels) -> Names:
+    highest, usual = quantiles.single(max_p90), quantiles.single(mean_p50)
+    very_high, high, underutilized = quantiles.single(np.array([rules.very_high, rules.high, rules.underutilized]))
     return np.select(
-        [max_p90 > rules.very_high, max_p90 > rules.high, mean_p50 < rules.underutilized],
+        [highest > very_high, highest > high, usual < underutilized],
         [np.array("very_high"), np.array("high"), np.array("underutilized")],
         default=np.array("normal"),
     )

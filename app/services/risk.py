@@ -42,6 +42,9 @@ V = TypeVar("V")
 _RUNS_KEPT = 2
 _ANSWERS_KEPT = 16
 
+_SMALLEST, _LARGEST = 1e-30, 1e30
+"""Thresholds that single precision can hold, with room for a share of them."""
+
 SHORT_HISTORY_DAYS = 28
 """A history is short below this, and below two horizons."""
 
@@ -333,9 +336,9 @@ def _outlook(fleet: _Fleet) -> Outlook:
 def _thresholds(fleet: _Fleet, threshold: float | None) -> Array:
     """The one asked for; else each server's own `threshold`, an absolute metric's `capacity`, the unit's default."""
     if threshold is not None:
-        if not np.isfinite(threshold) or (fleet.unit is Unit.ABSOLUTE and threshold <= 0):
+        if not abs(threshold) <= _LARGEST or (fleet.unit is Unit.ABSOLUTE and threshold < _SMALLEST):
             detail = (
-                f"{threshold} cannot be a threshold of {fleet.metric}: give a number above 0, in the metric's unit."
+                f"{threshold:g} cannot be a threshold of {fleet.metric}: give a number above 0, in the metric's unit."
             )
             raise Invalid(detail, errors=[Complaint("?threshold", "threshold", detail)])
         return np.full(len(fleet.servers), threshold)
@@ -354,7 +357,7 @@ def _thresholds(fleet: _Fleet, threshold: float | None) -> Array:
 
 
 def _positive(value: str | float | None) -> float | None:
-    return float(value) if isinstance(value, int | float) and np.isfinite(value) and value > 0 else None
+    return float(value) if isinstance(value, int | float) and _SMALLEST <= value <= _LARGEST else None
 
 
 def _chosen(fleet: _Fleet, found: Risk, filters: Filters, sort: Sort, after: str | None, limit: int) -> Rows:

@@ -258,7 +258,8 @@ async def test_an_absolute_metric_needs_a_threshold_or_a_capacity(client: httpx.
         "normal",
     ]
     assert asked["items"][1]["headroom_pct"] == pytest.approx(54.5)
-    assert (await get(client, "/servers", 422, forecast_id=str(without), threshold=0))["errors"]
+    for impossible in (0, 1e-300, 1e300):
+        assert (await get(client, "/servers", 422, forecast_id=str(without), threshold=impossible))["errors"]
     with_capacity = await world.forecast(await world.dataset(unit=Unit.ABSOLUTE, capacity=100.0))
     assert (await get(client, "/servers", forecast_id=str(with_capacity)))["threshold"] == 100.0
 

@@ -85,6 +85,15 @@ class TestFigures:
         assert np.isnan(scores["wql"][1])
         assert scores["coverage"].tolist() == [0.5, 1.0]
 
+    def test_a_perfect_forecast_covers_what_it_foresaw(self) -> None:
+        """Quantiles are served in single precision, the actuals lie in double: 42.2 is not below 42.2."""
+        actual = np.concatenate([np.full(28, 42.2), np.tile([10.01, 20.07, 30.13, 40.49, 50.61, 60.77, 70.93], 4)])
+        base = np.repeat(actual[:, None], 3, axis=1).astype(np.float32)
+        for served in (base, base.astype(np.float64)):
+            scores = pooled_scores(served[None, None], actual[None, None], np.ones((1, 1)))
+            assert scores is not None
+            assert (scores.coverage, scores.mae, scores.wql) == (1.0, 0.0, 0.0)
+
     def test_nothing_to_score(self) -> None:
         assert pooled_scores(self.base, np.full_like(self.actual, np.nan), self.scale) is None
         assert np.isnan(server_scores(self.base, np.full_like(self.actual, np.nan), self.scale)["mae"]).all()
@@ -102,6 +111,14 @@ class TestFigures:
         assert seasonal_scale(panel(values), 7)[:2].tolist() == [7.0, 7.0]
         assert np.isnan(seasonal_scale(panel(values), 7)[2])
         assert np.isnan(seasonal_scale(panel(values[:, :5]), 7)).all()
+
+
+def test_what_is_stored_keeps_its_bounds() -> None:
+    given, _ = trial(width=9.0)
+    verdict = judge(replace(given, lower=np.full(40, 49.3), upper=np.full(40, 50.7)))
+    stored = verdict.values.astype(np.float32)
+    assert (stored == verdict.values).all()
+    assert (stored.min(), stored.max()) == (np.float32(49.3), np.float32(50.7))
 
 
 class TestWhatAWindowMayLearnFrom:
@@ -140,7 +157,7 @@ class TestWhatAWindowMayLearnFrom:
     def test_no_window_leaves_the_forecast_raw(self) -> None:
         given_, _ = trial(width=0.3, windows=0)
         verdict = judge(replace(given_, reported=0))
-        assert np.array_equal(verdict.values, given_.raw[0])
+        assert np.array_equal(verdict.values, given_.raw[0].astype(np.float32))
         assert verdict.scores is None
         assert verdict.normal_scores.shape == (0, 40, 28)
         assert set(verdict.per_server) == SCORES

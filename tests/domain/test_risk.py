@@ -17,7 +17,7 @@ END_2022 = np.datetime64("2022-12-31T00:00:00", "s")
 
 
 def outlook(values, levels=BASE, *, frequency=Frequency.DAILY, unit="percent", lower=0.0, upper=100.0, as_of=END_2022):
-    values = np.asarray(values, dtype=np.float64)
+    values = np.asarray(values)
     servers = len(values)
     return Outlook(
         values, levels, np.full(servers, as_of), frequency, unit, np.full(servers, lower), np.full(servers, upper)
@@ -98,6 +98,22 @@ def test_a_breach_is_strictly_over_the_threshold():
     assert over.runway_conservative.tolist() == [1.0]
 
 
+@pytest.mark.parametrize(("value", "unit"), [(42.2, "percent"), (0.8, "ratio"), (1234.56, "absolute")])
+def test_a_server_that_stays_at_its_threshold_does_not_breach_it(value, unit):
+    """Quantiles come in single precision, in which 42.2 is a little more than in double; thresholds don't."""
+    view = outlook(np.full((1, 5, 3), value, np.float32), unit=unit, upper=np.inf)
+    rules = Levels(value * 100 if unit == "ratio" else value if unit == "percent" else 100.0, 10.0, 5.0)
+    at = assess(view, value, rules=rules)
+    assert (at.risk_high.tolist(), at.breach_probability.tolist(), at.headroom_pct.tolist()) == ([False], [0.0], [0.0])
+    assert np.isnan(at.runway_conservative).all()
+    assert at.level.tolist() == ["high"]
+
+
+def test_nothing_lies_beyond_a_bound_in_single_precision():
+    values = np.full((1, 5, 3), 112.3, np.float32)
+    assert assess(outlook(values, upper=112.3), 112.3).breach_probability.tolist() == [0.0]
+
+
 def test_levels_go_by_the_highest_p90_then_by_the_mean_median():
     values = [[[20, 30, p90]] for p90 in (90.001, 90, 80.001, 80)] + [[[30, 40, 60]], [[30, 39.9, 60]]]
     found = assess(outlook(values), 95.0)
@@ -147,7 +163,7 @@ def fleets(draw):
     if draw(st.booleans()):
         values = np.round(values, -1)
     template = paths.autoregressive(horizon, draw(st.sampled_from([0.0, 0.5, 0.95])), seed=1)
-    return outlook(np.clip(values, 0, 100), levels), template
+    return outlook(np.clip(values, 0, 100).astype(np.float32), levels), template
 
 
 @given(fleets(), st.floats(1, 99), st.floats(0, 20))
@@ -164,12 +180,14 @@ def test_a_higher_threshold_is_never_riskier(fleet, threshold, more):
         assert (later >= first).all()
 
 
-@given(fleets(), st.floats(1, 99))
+@given(fleets(), st.floats(1, 99, width=32))
 @settings(max_examples=80, deadline=None)
 def test_the_figures_of_one_answer_agree(fleet, threshold):
     view, template = fleet
     found = assess(view, threshold, template)
-    below = quantiles.cdf(view.values, view.levels, np.full(view.values.shape[:2], threshold), 0.0, 100.0)
+    below = quantiles.cdf(
+        view.values.astype(np.float64), view.levels, np.full(view.values.shape[:2], threshold), 0.0, 100.0
+    )
     marginal = 1 - below
     slack = 1e-12
     assert (found.breach_probability >= marginal.max(axis=1) - slack).all()
