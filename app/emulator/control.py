@@ -5,7 +5,7 @@ GET  /_emulator/clock            POST {"stop": true} | {"start": true} | {"advan
 GET  /_emulator/faults           POST {"operation", "fault", "times": 1} · DELETE
 GET  /_emulator/journal          ?service= &operation= · DELETE
 GET  /_emulator/costs
-POST /_emulator/reset            forgets SageMaker's jobs, faults and journal; S3 stays
+POST /_emulator/reset            forgets jobs, faults and journal, and starts the clock; S3 stays
 """
 
 import json
@@ -66,6 +66,7 @@ def _do(account: Account, method: str, what: str, query: dict[str, str], sent: A
             account.clear()
             account.faults.clear()
             account.journal.clear()
+            account.clock.start()
             return {}
     raise AwsError("NotFound", f"There is no {method} {PATH}/{what}.", 404)
 

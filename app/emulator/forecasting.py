@@ -35,6 +35,7 @@ JUDGED = 200
 """Series that the candidates are judged on: a sample, since nobody reads these figures for long."""
 
 _MEAN_OVER = tuple(round(0.05 + 0.1 * k, 2) for k in range(10))
+_NUMERIC = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean)
 _DATES = [csv.ISO8601, "%Y-%m-%dT%H:%M:%SZ", "%m/%d/%Y", "%Y/%m/%d", "%Y/%m/%d %H:%M:%S", "%m/%d/%y"]
 
 
@@ -275,11 +276,11 @@ def _without_gaps(panel: Panel, made_for: Schema) -> Panel:
 def _known(
     table: pa.Table, made_for: Schema, series: Index, column: Index, last: NDArray[Any], shape: tuple[int, int]
 ) -> dict[str, Array]:
-    """The numeric columns that are known ahead: they have values after the last target."""
+    """The numeric and boolean columns that are known ahead: they have values after the last target."""
     inside = column < shape[1]
     known = {}
     for name in made_for.features:
-        if not pa.types.is_floating(table[name].type) and not pa.types.is_integer(table[name].type):
+        if not any(of_type(table[name].type) for of_type in _NUMERIC):
             continue
         given = table[name].cast(pa.float64()).to_numpy()
         if not (np.isfinite(given) & (column > last[series])).any():

@@ -213,9 +213,7 @@ def running() -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def emulator(running: Emulator) -> Iterator[Emulator]:
+def emulator(running: Emulator) -> Emulator:
     """The module's emulator, with nothing in SageMaker, no faults and a running clock."""
     running.control("POST", "/reset")
-    running.control("POST", "/clock", {"start": True})
-    yield running
-    running.control("POST", "/reset")
+    return running

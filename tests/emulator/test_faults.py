@@ -1,6 +1,8 @@
 """Each fault, asked for and seen by a plain client."""
 
 import io
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import pandas as pd
 import pytest
 from botocore.exceptions import ClientError, HTTPClientError
 
+from app.emulator.constraints import OPERATIONS
 from app.emulator.faults import CALL, JOB, OUTPUT
 
 TESTED_HERE = {
@@ -26,6 +29,12 @@ TESTED_HERE = {
 
 def test_no_fault_goes_untested() -> None:
     assert {*CALL, *JOB, *OUTPUT} == TESTED_HERE
+
+
+def test_the_document_names_every_fault_and_operation() -> None:
+    text = (Path(__file__).parents[2] / "docs/aws/emulator.md").read_text()
+    words = set(re.findall(r"\w+", text))
+    assert {*CALL, *JOB, *OUTPUT, *OPERATIONS} <= words
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Jobs over simulated time, stepped: what they show when, what they bill, what the lists and the journal say."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
+import aioboto3
 import pytest
 
 from app.emulator import constraints
@@ -234,6 +236,28 @@ def test_every_answer_has_the_shape_of_the_model(emulator: Any) -> None:
         status, answer, headers = emulator.post(operation, body)
         assert (status, headers["x-headroom-emulated"]) == (200, "true"), answer
         assert list(constraints.complaints(constraints.operation(operation).output_shape, answer)) == [], operation
+
+
+def test_of_many_creates_of_one_name_one_wins(emulator: Any) -> None:
+    request = emulator.automl()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: emulator.post("CreateAutoMLJobV2", request), range(8)))
+    assert sorted(status for status, *_ in answers) == [200] + [400] * 7
+    assert {said.get("__type") for _, said, _ in answers} == {None, "ResourceInUse"}
+    assert len(emulator.sagemaker.list_auto_ml_jobs()["AutoMLJobSummaries"]) == 1
+
+
+async def test_aioboto3_drives_it_too(emulator: Any) -> None:
+    request = emulator.automl()
+    keys = {"aws_access_key_id": "anyone", "aws_secret_access_key": "anything", "region_name": "eu-west-1"}
+    async with aioboto3.Session(**keys).client("sagemaker", endpoint_url=emulator.url) as sagemaker:
+        await sagemaker.create_auto_ml_job_v2(**request)
+        with pytest.raises(sagemaker.exceptions.ResourceInUse):
+            await sagemaker.create_auto_ml_job_v2(**request)
+        with pytest.raises(sagemaker.exceptions.ResourceNotFound):
+            await sagemaker.describe_auto_ml_job_v2(AutoMLJobName="none")
+        found = await sagemaker.describe_auto_ml_job_v2(AutoMLJobName=request["AutoMLJobName"])
+    assert found["AutoMLJobStatus"] == "InProgress"
 
 
 def test_unsigned_calls_are_refused(emulator: Any) -> None:
