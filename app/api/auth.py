@@ -13,9 +13,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response, Security
 from fastapi.dependencies.models import Dependant
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, Field, SecretStr
 
 from app.api.problems import problems
+from app.api.strict import Body, check_text
 from app.api.wired import Services
 from app.domain.keys import Principal, Scope
 from app.errors import Unauthenticated
@@ -68,12 +69,15 @@ Reader = Annotated[Principal, scope(Scope.READ)]
 Writer = Annotated[Principal, scope(Scope.WRITE)]
 
 
-class SignIn(BaseModel):
+def _text(secret: SecretStr) -> SecretStr:
+    check_text(secret.get_secret_value())
+    return secret
+
+
+class SignIn(Body):
     """What a page sends to stay signed in."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    key: SecretStr = Field(
+    key: Annotated[SecretStr, AfterValidator(_text)] = Field(
         description="An API key.",
         min_length=1,
         max_length=200,

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from app.api.auth import scope
 from app.api.pages import Page, PagingParameters
 from app.api.problems import problems
+from app.api.strict import Time
 from app.api.wired import Services
 from app.domain.cost import Balance, dollars
 from app.errors import BadCursor, Complaint, Invalid
@@ -68,11 +69,9 @@ async def costs(
         Literal["forecast", "model", "day"], Query(description="What makes the groups.", examples=["day"])
     ] = "forecast",
     start: Annotated[
-        date | datetime | None, Query(description="First time of booking, inclusive.", examples=["2023-01-01"])
+        Time | None, Query(description="First time of booking, inclusive.", examples=["2023-01-01"])
     ] = None,
-    end: Annotated[
-        date | datetime | None, Query(description="Last time of booking, inclusive.", examples=["2023-01-31"])
-    ] = None,
+    end: Annotated[Time | None, Query(description="Last time of booking, inclusive.", examples=["2023-01-31"])] = None,
 ) -> CostPage:
     """Sums out of the append-only ledger: reserved, settled, released, overrun.
 
@@ -113,9 +112,7 @@ def _sums(balance: Balance) -> dict[str, float]:
 
 
 def _bound(moment: date | datetime | None, clock: time) -> datetime | None:
-    """An inclusive bound in UTC: a bare date is its first or last instant, a naive time is UTC."""
-    if moment is None:
-        return None
-    if not isinstance(moment, datetime):
-        return datetime.combine(moment, clock, UTC)
-    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    """An inclusive bound in UTC: a bare date is its first or last instant."""
+    if moment is None or isinstance(moment, datetime):
+        return moment
+    return datetime.combine(moment, clock, UTC)

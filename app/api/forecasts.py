@@ -1,7 +1,7 @@
 """Forecasts over HTTP: submit, look, follow, cancel, delete, and read what came out."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -27,6 +27,7 @@ from app.api.forecast_models import (
 )
 from app.api.pages import Page, PagingParameters
 from app.api.problems import problems
+from app.api.strict import Text, Time
 from app.api.wired import Services
 from app.domain import quantiles
 from app.domain.forecast import Forecast
@@ -190,12 +191,10 @@ async def read_quantiles(
     request: Request,
     services: Services,
     paging: PagingParameters,
-    server_id: Annotated[list[str] | None, Query(description="Only these servers; repeats.")] = None,
-    model: Annotated[list[str] | None, Query(description="Of these models; repeats. The best one by default.")] = None,
-    start: Annotated[
-        date | datetime | None, Query(description="First time, inclusive.", examples=["2023-01-01"])
-    ] = None,
-    end: Annotated[date | datetime | None, Query(description="Last time, inclusive.", examples=["2023-03-31"])] = None,
+    server_id: Annotated[list[Text] | None, Query(description="Only these servers; repeats.")] = None,
+    model: Annotated[list[Text] | None, Query(description="Of these models; repeats. The best one by default.")] = None,
+    start: Annotated[Time | None, Query(description="First time, inclusive.", examples=["2023-01-01"])] = None,
+    end: Annotated[Time | None, Query(description="Last time, inclusive.", examples=["2023-03-31"])] = None,
     raw: Annotated[bool, Query(description="CSV: leave text that a spreadsheet takes for a formula as it is.")] = False,
 ) -> Response:
     """Quantile forecasts by server, model and time. `Accept` picks JSON pages, or CSV, Parquet or Arrow whole."""
@@ -281,13 +280,13 @@ def _visible(key: str | None) -> str | None:
 
 
 def _bound(time: date | datetime | None, *, last: bool) -> np.datetime64 | None:
-    """An inclusive bound: a naive time is UTC, and a bare date as the end means all of that day."""
+    """An inclusive bound: a bare date as the end means all of that day."""
     if time is None:
         return None
     if not isinstance(time, datetime):
         day = np.datetime64(time, "s")
         return day + np.timedelta64(86_399, "s") if last else day
-    return np.datetime64((time.astimezone(UTC) if time.tzinfo else time).replace(tzinfo=None), "s")
+    return np.datetime64(time.replace(tzinfo=None), "s")
 
 
 async def _quantile_page(

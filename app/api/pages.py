@@ -19,6 +19,7 @@ from fastapi import Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
+from app.api.strict import is_text
 from app.errors import BadCursor
 
 T = TypeVar("T")
@@ -98,7 +99,8 @@ def _decode(cursor: str) -> tuple[str, list[Any]]:
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         binding, position = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-        if isinstance(binding, str) and isinstance(position, list):
+        texts = [binding, *(part for part in position if isinstance(part, str))]
+        if isinstance(binding, str) and isinstance(position, list) and all(map(is_text, texts)):
             return binding, position
     except (ValueError, TypeError, RecursionError):
         pass

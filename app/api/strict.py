@@ -1,22 +1,54 @@
-"""What no request may hold, checked on every route alike: unknown query parameters, and NUL characters."""
+"""What no request may hold, checked on every route alike: unknown query parameters, and text that is none."""
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 from fastapi import Request
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from app.errors import Complaint, Invalid, NotFound, UnknownField
 
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
-def _without_nul(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("must not hold a NUL character")
+
+def is_text(text: str) -> bool:
+    """Whether PostgreSQL can keep it, and an answer show it: no NUL, and no half of a character (a lone surrogate)."""
+    return _NO_TEXT.search(text) is None
+
+
+def check_text(text: str) -> str:
+    """Raises ValueError for what is no text."""
+    if not is_text(text):
+        raise ValueError("must not hold a NUL character or half of a character (a lone surrogate)")
     return text
 
 
-Text = Annotated[str, AfterValidator(_without_nul)]
+Text = Annotated[str, AfterValidator(check_text)]
 """A string that PostgreSQL can keep."""
+
+
+def _with_its_clock(written: Any) -> Any:
+    """A midnight that is written out is a time; left to itself, pydantic makes it a date, and so all of that day."""
+    if isinstance(written, str) and len(written) > len("2023-01-01"):
+        with suppress(ValueError):
+            return datetime.fromisoformat(written)
+    return written
+
+
+def _in_utc(time: date | datetime) -> date | datetime:
+    if not isinstance(time, datetime):
+        return time
+    try:
+        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+    except OverflowError:
+        raise ValueError("must lie in the years 1 to 9999, in UTC") from None
+
+
+Time = Annotated[date | datetime, BeforeValidator(_with_its_clock), AfterValidator(_in_utc)]
+"""A date, or a time; it comes in UTC, which a naive one is taken for."""
 
 
 class Body(BaseModel):

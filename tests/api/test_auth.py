@@ -1,5 +1,6 @@
 """Keys, scopes, sessions, Host and Origin: who gets in, and who does not."""
 
+import json
 import re
 from collections.abc import Awaitable, Callable
 from uuid import UUID
@@ -161,6 +162,15 @@ async def test_a_page_signs_in_with_a_cookie_that_is_not_the_key(client: httpx.A
     assert (await client.delete("/session")).status_code == 204
     # Signing out ends the session itself, not just this browser's copy of it.
     assert (await client.get("/metrics", headers={"Cookie": f"{COOKIE}={held}"})).status_code == 401
+
+
+@pytest.mark.parametrize("key", ["hr_\ud800", "hr_\0"])
+async def test_a_key_is_text(api: FastAPI, client: httpx.AsyncClient, key: str) -> None:
+    await api.state.services.keys.create("planner", ["read"])
+    answer = await client.post(
+        "/session", content=json.dumps({"key": key}), headers={"Content-Type": "application/json"}
+    )
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "/key")
 
 
 async def test_a_session_ends_with_its_key_and_a_bad_key_gets_none(

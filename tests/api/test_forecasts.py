@@ -85,6 +85,9 @@ CHANGES: list[tuple[dict[str, Any], int, str]] = [
     ({"metric": "nope"}, 422, "validation"),
     ({"metric": ""}, 422, "validation"),
     ({"metric": "a\0b"}, 422, "validation"),
+    ({"metric": "a\ud800"}, 422, "validation"),
+    ({"name": "\ud800"}, 422, "validation"),
+    ({"server_ids": ["\ud800"]}, 422, "validation"),
     ({"metric": None}, 422, "validation"),
     ({"horizon": 0}, 422, "validation"),
     ({"horizon": -1}, 422, "validation"),
@@ -120,7 +123,8 @@ async def test_a_bad_value_is_refused_and_nothing_stored(
 ) -> None:
     for change, status, expected in CHANGES:
         with subtests.test(str(change)):
-            answer = await client.post("/forecasts", json=body | change)
+            content = json.dumps(body | change)  # httpx's own way of writing JSON cannot write a lone surrogate
+            answer = await client.post("/forecasts", content=content, headers={"Content-Type": "application/json"})
             assert (answer.status_code, slug(answer)) == (status, expected), answer.text
             assert answer.json()["detail"]
     assert count(settings, "forecasts") == count(settings, "runs") == count(settings, "procrastinate_jobs") == 0
@@ -345,6 +349,9 @@ async def test_results_by_page_and_whole(
     assert (await client.get(f"{path}/quantiles?server_id=young")).json()["items"] == []
     assert (await client.get(f"{path}/quantiles?model=prophet")).status_code == 422
     assert (await client.get(f"{path}/quantiles?start=yesterday")).status_code == 422
+    for times in ({"end": "9999-12-31T23:59:59-14:00"}, {"start": "0001-01-01T00:00:00+14:00"}):
+        beyond = await client.get(f"{path}/quantiles", params=times)
+        assert (beyond.status_code, beyond.json()["errors"][0]["pointer"]) == (422, f"?{next(iter(times))}")
 
     async def whole(accept: str) -> bytes:
         answer = await client.get(f"{path}/quantiles", params={"model": models}, headers={"Accept": accept})

@@ -1,10 +1,12 @@
 """Every error is a problem+json that tells what, where and what to do, and nothing that it should not."""
 
+import base64
 import errno
 import json
 import logging
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,13 +16,13 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 from fastapi import APIRouter
-from pydantic import Field, StrictInt
+from pydantic import Field, StrictInt, TypeAdapter, ValidationError
 
 from app.api import reference
 from app.api.auth import OPEN
 from app.api.pages import Page, PagingParameters
 from app.api.problems import kinds
-from app.api.strict import Body, declared_queries
+from app.api.strict import Body, Time, declared_queries
 from app.errors import Conflict, HeadroomError, QueueFull
 from app.logs import JsonLines
 from app.main import create_app
@@ -249,6 +251,35 @@ async def test_a_cursor_is_bound_to_its_list_and_filters(client: httpx.AsyncClie
     assert (await client.get(f"/probe/list?region=north&limit=7&cursor={cursor}")).json()["items"] == list(range(6, 13))
     problem(await client.get(f"/probe/list?region=south&cursor={cursor}"), 400, "bad-cursor")
     problem(await client.get(f"/probe/list?cursor={cursor}"), 400, "bad-cursor")
+
+
+@pytest.mark.parametrize(
+    ("written", "time"),
+    [
+        ("2023-01-01", date(2023, 1, 1)),
+        ("2023-01-01T00:00:00", datetime(2023, 1, 1, tzinfo=UTC)),
+        ("2023-01-01T00:00:00Z", datetime(2023, 1, 1, tzinfo=UTC)),
+        ("2023-01-01T00:00+02:00", datetime(2022, 12, 31, 22, tzinfo=UTC)),
+    ],
+)
+def test_a_time_is_in_utc_and_a_written_midnight_is_no_date(written: str, time: date) -> None:
+    found = TypeAdapter(Time).validate_python(written)
+    assert (type(found), found) == (type(time), time)
+
+
+@pytest.mark.parametrize("written", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00", "soon", "2023-01-01Tx"])
+def test_what_is_no_time_in_utc_is_refused(written: str) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(Time).validate_python(written)
+
+
+async def test_a_cursor_holds_text(client: httpx.AsyncClient) -> None:
+    """Half of a character, which JSON can write and PostgreSQL cannot keep, was never in one of ours."""
+    ours = (await client.get("/probe/list?limit=5")).json()["next_cursor"]
+    binding, _ = json.loads(base64.urlsafe_b64decode(ours + "=" * (-len(ours) % 4)))
+    for part in ("\ud800", "a\0b"):
+        forged = base64.urlsafe_b64encode(json.dumps([binding, [part]]).encode()).decode().rstrip("=")
+        problem(await client.get(f"/probe/list?cursor={forged}"), 400, "bad-cursor")
 
 
 @pytest.mark.parametrize(
