@@ -64,11 +64,12 @@ def create(account: Account, call: Call) -> Body:
             content=data.uris,
             model_uri=f"{body['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{name}/emulated/model.json",
             image=f"{ACCOUNT}.dkr.ecr.{call.region}.amazonaws.com/{IMAGE}:1",
-            faults=frozenset({struck} - {None}),  # type: ignore[arg-type]
+            faults=frozenset(filter(None, [struck])),
         )
         if struck == "fail_job":
             job.failure = f"{MARK} AlgorithmError: the training of every candidate failed, as was asked for."
-            job.plan = job.plan.cut(job.plan.trainings[0].start + 30, "Failed")
+            begun = min((one.start for one in job.plan.trainings), default=job.plan.end)
+            job.plan = job.plan.cut(begun + 30, "Failed")
         account.automl[key(name)] = job
         account.keep_tags(arn, body)
         for training in job.plan.trainings:

@@ -10,6 +10,9 @@ from typing import Any
 
 from app.emulator.protocol import ACCOUNT, MARK, AwsError, Body
 
+UNKNOWN = "Pondering"
+"""A status that AWS does not have."""
+
 CALL = {
     "throttle": "refused with ThrottlingException; S3 answers SlowDown",
     "server_error": "HTTP 500, and nothing is done",
@@ -17,7 +20,7 @@ CALL = {
     "lost_reply": "it is done, and the connection is cut without an answer",
     "access_denied": "refused with AccessDeniedException",
     "resource_limit": "refused with ResourceLimitExceeded",
-    "unknown_status": "the answer says a status that nobody has heard of (on a create: all answers about the job)",
+    "unknown_status": "the answer says a status that nobody has heard of (on a create: every description of the job)",
     "no_domain": "ListDomains finds none",
 }
 JOB = {
@@ -124,7 +127,3 @@ def refusal(fault: str, operation: str) -> AwsError | None:
 
 def internal() -> AwsError:
     return AwsError("InternalFailure", f"The request processing has failed because of an unknown error. {MARK}", 500)
-
-
-UNKNOWN = "Pondering"
-"""A status that AWS does not have."""

@@ -36,6 +36,7 @@ def _problem(body: Body) -> Iterator[str]:
         yield "The emulator knows AutoMLProblemTypeConfig.TimeSeriesForecastingJobConfig only."
         return
     yield from chain(_columns(config), _forecast(config), _transformations(config), _generation(config))
+    yield from _s3(config.get("FeatureSpecificationS3Uri", "s3://"))
     if "DataSplitConfig" in body:
         yield "DataSplitConfig is not supported for the time-series forecasting problem type."
     if "AutoMLComputeConfig" in body:
@@ -149,6 +150,8 @@ def _containers(body: Body) -> Iterator[str]:
             yield "A container needs an Image."
         if "ModelDataUrl" not in container:
             yield "The emulator needs the ModelDataUrl of a container."
+        else:
+            yield from _s3(container["ModelDataUrl"])
 
 
 def _batch(body: Body) -> Iterator[str]:

@@ -95,8 +95,8 @@ class _Server:
             return _send(start, control.serve(self._account, environ["REQUEST_METHOD"], path, query, _content(environ)))
         if target.startswith("SageMaker."):
             authorization = environ.get("HTTP_AUTHORIZATION", "")
-            outcome = service.serve(self._account, target, authorization, _content(environ))
-            return _hang_up(environ) if outcome.answer is None else _send(start, outcome.answer)
+            answer = service.serve(self._account, target, authorization, _content(environ))
+            return _hang_up(environ) if answer is None else _send(start, answer)
         if INNER in environ.get("HTTP_USER_AGENT", ""):
             return self._moto(environ, start)
         return self._by_moto(environ, start)

@@ -1,7 +1,6 @@
 """SageMaker: one call from its bytes to its answer, through constraints, faults and journal."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from app.emulator import automl, constraints, faults, models, protocol, studio, transform
@@ -36,14 +35,8 @@ _OPERATIONS: dict[str, Operation] = {
 _STATUSES = ("AutoMLJobStatus", "AutoMLJobSecondaryStatus", "TransformJobStatus", "TrainingJobStatus")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """`answer` is None when the connection is to be cut instead."""
-
-    answer: Answer | None
-
-
-def serve(account: Account, target: str, authorization: str, content: bytes) -> Outcome:
+def serve(account: Account, target: str, authorization: str, content: bytes) -> Answer | None:
+    """The answer; None when the connection is to be cut instead."""
     operation, struck = target.removeprefix("SageMaker."), None
     body: Any = None
     code: str | None = None
@@ -74,4 +67,4 @@ def serve(account: Account, target: str, authorization: str, content: bytes) -> 
         fault=struck,
         simulated=account.clock.now(),
     )
-    return Outcome(None if struck == "lost_reply" else answer)
+    return None if struck == "lost_reply" else answer

@@ -50,7 +50,7 @@ def create(account: Account, call: Call) -> Body:
         pace = automl.SLOW if struck == "slow" else 1.0
         start = now + PROVISIONING * pace
         end = start + _seconds(stored, body["TransformResources"]) * pace
-        job = TransformJob(name, arn, body, now, start, end, frozenset({struck} - {None}))  # type: ignore[arg-type]
+        job = TransformJob(name, arn, body, now, start, end, frozenset(filter(None, [struck])))
         if struck == "fail_job":
             job.failure = f"{MARK} AlgorithmError: see job logs for more information. It failed, as was asked for."
         account.transforms[key(name)] = job

@@ -62,6 +62,8 @@ AUTOML: list[tuple[str, Any, str]] = [
     (f"{FORECASTING}.HolidayConfig", [], "greater than or equal to 1"),
     (f"{FORECASTING}.HolidayConfig", [{"CountryCode": "us"}], "regular expression pattern"),
     (f"{FORECASTING}.HolidayConfig", [{}], "CountryCode"),
+    (f"{FORECASTING}.FeatureSpecificationS3Uri", "https://bucket/features.json", "S3 URI"),
+    (f"{FORECASTING}.FeatureSpecificationS3Uri", "s3://emulator-tests/none.json", "no JSON object"),
     (f"{ROLES}.TargetAttributeName", None, "Member must not be null"),
     (f"{ROLES}.TargetAttributeName", "timestamp", "more than once"),
     (f"{ROLES}.TargetAttributeName", "disk", "no column 'disk'"),
@@ -137,6 +139,7 @@ MODEL: list[tuple[str, Any, str]] = [
     ("PrimaryContainer", {"Image": "x", "ModelDataUrl": "s3://a/b"}, "either PrimaryContainer or Containers"),
     ("Containers.0.Image", "two words", "regular expression pattern"),
     ("Containers.0.Image", None, "needs an Image"),
+    ("Containers.0.ModelDataUrl", "https://bucket/model", "S3 URI"),
     ("Containers.0.ModelDataUrl", "s3://emulator-tests/no/model", "Could not find model data"),
     ("Containers.0.Environment", {f"K{n}": "v" for n in range(101)}, "less than or equal to 100"),
 ]
