@@ -43,6 +43,23 @@ OUTPUT = {
     "no_mean_out": "there is no column `mean`",
 }
 CREATES = {"CreateAutoMLJobV2": frozenset(JOB), "CreateTransformJob": frozenset({"fail_job", "slow"} | set(OUTPUT))}
+LIST_BUCKETS = "ListBuckets"
+ON_BUCKET = {
+    "GET": "ListObjects",
+    "PUT": "CreateBucket",
+    "HEAD": "HeadBucket",
+    "DELETE": "DeleteBucket",
+    "POST": "DeleteObjects",
+}
+ON_OBJECT = {
+    "GET": "GetObject",
+    "PUT": "PutObject",
+    "HEAD": "HeadObject",
+    "DELETE": "DeleteObject",
+    "POST": "MultipartUpload",
+}
+"""The operations of S3, as faults and the journal name them, by HTTP method."""
+
 S3 = frozenset({"throttle", "server_error", "server_error_after_success", "lost_reply", "access_denied"})
 
 
@@ -68,17 +85,16 @@ class Faults:
             "times",
         }:
             raise AwsError("BadFault", 'Say {"operation": …, "fault": …, "times": 1}.')
+        of_s3 = [f"s3:{name}" for name in (LIST_BUCKETS, *ON_BUCKET.values(), *ON_OBJECT.values())]
         operation, fault, times = request["operation"], request["fault"], request.get("times", 1)
         if not isinstance(times, int) or isinstance(times, bool) or times < 1:
             raise AwsError("BadFault", "times is a number of calls, from 1.")
-        if isinstance(operation, str) and operation.startswith("s3:"):
+        if operation in of_s3:
             possible = S3
         elif operation == "*" or operation in operations:
             possible = frozenset(CALL) | CREATES.get(operation, frozenset())
         else:
-            raise AwsError(
-                "BadFault", f"{operation!r} is no operation: one of {sorted(operations)}, * or s3:GetObject, …"
-            )
+            raise AwsError("BadFault", f"{operation!r} is none of {', '.join(['*', *sorted(operations), *of_s3])}.")
         if fault not in possible:
             raise AwsError("BadFault", f"{fault!r} is no fault of {operation}: one of {sorted(possible)}.")
         with self._lock:

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from email.utils import formatdate
 from typing import Any
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
@@ -73,6 +74,10 @@ class _Handler(MotoRequestHandler):
     def log_request(self, *_: Any) -> None:
         """The journal has it."""
 
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """Without the Date of its own: SageMaker's answers are dated by the clock of its jobs, as AWS's are."""
+        self.send_response_only(code, message)
+
 
 class _Server:
     def __init__(self, port: int, speed: float) -> None:
@@ -96,7 +101,7 @@ class _Server:
         if target.startswith("SageMaker."):
             authorization = environ.get("HTTP_AUTHORIZATION", "")
             answer = service.serve(self._account, target, authorization, _content(environ))
-            return _hang_up(environ) if answer is None else _send(start, answer)
+            return _hang_up(environ) if answer is None else _send(start, answer, self._account.clock.now())
         if INNER in environ.get("HTTP_USER_AGENT", ""):
             return self._moto(environ, start)
         return self._by_moto(environ, start)
@@ -110,7 +115,7 @@ class _Server:
         def marked(line: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
             nonlocal status
             status = int(line.split(" ", 1)[0])
-            return start(line, [*headers, HEADER], *rest)
+            return start(line, [*headers, HEADER, ("Date", formatdate(usegmt=True))], *rest)
 
         if struck in ("lost_reply", "server_error_after_success"):
             for _ in self._moto(environ, lambda *_: None):
@@ -131,14 +136,6 @@ _S3_REFUSALS: dict[str, tuple[int, str, str]] = {
     "server_error_after_success": (500, "InternalError", "We encountered an internal error. Please try again."),
     "access_denied": (403, "AccessDenied", "Access Denied"),
 }
-_BUCKET = {
-    "GET": "ListObjects",
-    "PUT": "CreateBucket",
-    "HEAD": "HeadBucket",
-    "DELETE": "DeleteBucket",
-    "POST": "DeleteObjects",
-}
-_OBJECT = {"GET": "GetObject", "PUT": "PutObject", "HEAD": "HeadObject", "DELETE": "DeleteObject", "POST": "Multipart"}
 
 
 def _service(environ: Environ) -> str:
@@ -153,8 +150,8 @@ def _operation(environ: Environ) -> str:
     method: str = environ["REQUEST_METHOD"]
     parts = environ["PATH_INFO"].strip("/").split("/", 1)
     if parts == [""]:
-        return "ListBuckets"
-    return (_OBJECT if len(parts) > 1 else _BUCKET).get(method) or method
+        return faults.LIST_BUCKETS
+    return (faults.ON_OBJECT if len(parts) > 1 else faults.ON_BUCKET).get(method, method)
 
 
 def _content(environ: Environ) -> bytes:
@@ -162,8 +159,9 @@ def _content(environ: Environ) -> bytes:
     return content
 
 
-def _send(start: Start, answer: Answer) -> list[bytes]:
-    start(f"{answer.status} {'OK' if answer.status < 400 else 'Error'}", [*answer.headers, HEADER])
+def _send(start: Start, answer: Answer, now: float | None = None) -> list[bytes]:
+    dated = ("Date", formatdate(now, usegmt=True))
+    start(f"{answer.status} {'OK' if answer.status < 400 else 'Error'}", [*answer.headers, HEADER, dated])
     return [answer.content]
 
 

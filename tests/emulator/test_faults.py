@@ -206,6 +206,8 @@ def test_a_fault_that_does_not_exist_is_refused(emulator: Any) -> None:
         {"operation": "CreateAutoMLJobV2", "fault": "nan_out"},
         {"operation": "CreateEverything", "fault": "throttle"},
         {"operation": "CreateModel", "fault": "throttle", "times": 0},
+        {"operation": "s3:PutEverything", "fault": "throttle"},
+        {"operation": "s3:PutObject", "fault": "resource_limit"},
         {"fault": "throttle"},
         [],
     ):

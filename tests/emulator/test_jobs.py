@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aioboto3
@@ -49,6 +50,14 @@ def test_one_who_has_given_up_does_not_wait() -> None:
     clock = Clock()
     clock.stop()
     assert not clock.wait_until(clock.now() + 1, lambda: True)
+
+
+def test_answers_are_dated_by_the_clock_of_the_jobs(emulator: Any) -> None:
+    begun(emulator)
+    emulator.advance(5000)
+    now = emulator.control("GET", "/clock")["now"]
+    dated = emulator.post("ListModels", {})[2].get_all("Date")
+    assert [parsedate_to_datetime(date).timestamp() for date in dated] == [int(now)]
 
 
 def test_the_clock_is_read_and_set_over_http(emulator: Any) -> None:
