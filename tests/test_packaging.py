@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,3 +198,9 @@ def test_no_password_works_that_nobody_chose() -> None:
 def test_only_the_api_is_published_and_only_on_loopback() -> None:
     published = {name: service["ports"] for name, service in compose()["services"].items() if "ports" in service}
     assert published == {"api": ["127.0.0.1:8000:8000"]}
+
+
+def test_every_python_gets_the_same_numpy() -> None:
+    """Two would mean two sets of deprecations and of types, and only one of them is looked at each day."""
+    locked = tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    assert len([package for package in locked if package["name"] == "numpy"]) == 1

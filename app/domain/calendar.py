@@ -48,14 +48,14 @@ def hour(times: Times) -> Index:
 def day_of_year(times: Times) -> Array:
     """How much of the year has gone by, in [0, 1)."""
     year = times.astype("datetime64[Y]")
-    start, end = year.astype("datetime64[D]"), (year + 1).astype("datetime64[D]")
+    start, end = year.astype("datetime64[D]"), (year + np.timedelta64(1, "Y")).astype("datetime64[D]")
     gone = _count(_days(times) - start) + _seconds_of_day(times) / 86_400
     return gone / _count(end - start)
 
 
 def week_of_year(times: Times) -> Index:
     """ISO 8601 week, 1 … 53: the week belongs to the year of its Thursday."""
-    thursday = _days(times) + (3 - weekday(times))
+    thursday = _days(times) + (3 - weekday(times)) * np.timedelta64(1, "D")
     return _count(thursday - thursday.astype("datetime64[Y]").astype("datetime64[D]")) // 7 + 1
 
 

@@ -11,7 +11,7 @@ on the fleet. It leaves out real data, and anything between two days.
 """
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from functools import cached_property
 
 import numpy as np
@@ -176,7 +176,7 @@ def make(servers: int = SERVERS, start: date = START, end: date = END, seed: int
     width = max(4, len(str(servers)))
     return Fleet(
         seed=seed,
-        times=np.arange(np.datetime64(start, "D"), np.datetime64(end, "D") + 1).astype("datetime64[s]"),
+        times=np.arange(np.datetime64(start), np.datetime64(end + timedelta(days=1))).astype("datetime64[s]"),
         servers=np.array([f"SRV-{number:0{width}}" for number in range(1, servers + 1)]),
         archetype=_quota(random, servers, [archetype.share for archetype in ARCHETYPES]),
         business_unit=_assigned(random, servers, BUSINESS_UNITS),

@@ -19,7 +19,7 @@ def array(*moments: date | datetime | str) -> np.ndarray:
 
 def days(start: str, end: str) -> np.ndarray:
     """Daily times from start to end, both included."""
-    return np.arange(start, np.datetime64(end) + 1, dtype="datetime64[D]").astype("datetime64[s]")
+    return np.arange(start, np.datetime64(end) + np.timedelta64(1, "D"), dtype="datetime64[D]").astype("datetime64[s]")
 
 
 @given(st.lists(moments, min_size=1, max_size=20))
