@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import aioboto3
 from aiobotocore.config import AioConfig
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, HTTPClientError
 
 from app.aws.faults import is_absent, plain, translated
 
@@ -25,6 +25,7 @@ _AGAIN = AioConfig(connect_timeout=3, read_timeout=20, retries={"mode": "standar
 _AT_ONCE = 4
 """Describe calls in flight together."""
 _MARGIN = timedelta(minutes=1)
+_PAGE: dict[str, Any] = {"MaxResults": 100}
 
 Container = Mapping[str, Any]
 """Image, ModelDataUrl and Environment, to be handed on word for word."""
@@ -238,7 +239,7 @@ class RealSageMaker:
 
     async def create_automl(self, request: Mapping[str, Any]) -> str:
         async with self._creating() as client:
-            return str((await client.create_auto_ml_job_v2(**request))["AutoMLJobArn"])
+            return str((await _ask(client, "create_auto_ml_job_v2", request))["AutoMLJobArn"])
 
     async def automl(self, name: str) -> AutoMLJob | None:
         found = await self._described("describe_auto_ml_job_v2", AutoMLJobName=name)
@@ -257,7 +258,7 @@ class RealSageMaker:
 
     async def create_model(self, request: Mapping[str, Any]) -> str:
         async with self._creating() as client:
-            return str((await client.create_model(**request))["ModelArn"])
+            return str((await _ask(client, "create_model", request))["ModelArn"])
 
     async def model(self, name: str) -> Model | None:
         found = await self._described("describe_model", ModelName=name)
@@ -272,7 +273,7 @@ class RealSageMaker:
 
     async def create_transform(self, request: Mapping[str, Any]) -> str:
         async with self._creating() as client:
-            return str((await client.create_transform_job(**request))["TransformJobArn"])
+            return str((await _ask(client, "create_transform_job", request))["TransformJobArn"])
 
     async def transform(self, name: str) -> TransformJob | None:
         found = await self._described("describe_transform_job", TransformJobName=name)
@@ -286,7 +287,9 @@ class RealSageMaker:
         return [_line(row, "TransformJob") for row in rows]
 
     async def children(self, automl_arn: str, since: datetime, until: datetime | None = None) -> list[ChildJob]:
-        span = {"CreationTimeAfter": since - _MARGIN} | ({"CreationTimeBefore": until + _MARGIN} if until else {})
+        span = _PAGE | {"CreationTimeAfter": since - _MARGIN}
+        if until:
+            span["CreationTimeBefore"] = until + _MARGIN
         gate = asyncio.Semaphore(_AT_ONCE)
         found: list[ChildJob] = []
         for kind, how in _CHILDREN.items():
@@ -301,7 +304,7 @@ class RealSageMaker:
 
     async def identity(self) -> Identity:
         async with translated(), self._client("sts", _AGAIN) as client:
-            said = await client.get_caller_identity()
+            said = await _ask(client, "get_caller_identity", {})
         return Identity(account=said["Account"], arn=said["Arn"])
 
     async def domains(self) -> list[Domain]:
@@ -328,8 +331,7 @@ class RealSageMaker:
     async def _described(self, operation: str, **named: str) -> dict[str, Any] | None:
         async with self._reading() as client:
             try:
-                said: dict[str, Any] = await getattr(client, operation)(**named)
-                return said
+                return await _ask(client, operation, named)
             except ClientError as error:
                 if is_absent(error):
                     return None
@@ -339,7 +341,7 @@ class RealSageMaker:
         """A stop or a delete of what may be gone, or have ended, already: then there is nothing to do."""
         async with self._reading() as client:
             try:
-                await getattr(client, operation)(**named)
+                await _ask(client, operation, named)
             except ClientError as error:
                 if not is_absent(error) and error.response["Error"]["Code"] != "ValidationException":
                     raise
@@ -351,7 +353,7 @@ class RealSageMaker:
             token: dict[str, str] = {}
             while True:
                 try:
-                    page = await getattr(client, operation)(**asked, **token)
+                    page = await _ask(client, operation, {**asked, **token})
                 except ClientError as error:
                     if is_absent(error):
                         return found
@@ -377,6 +379,15 @@ class RealSageMaker:
             yield client
 
 
+async def _ask(client: Any, operation: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """One call. An answer that lacks what every answer has is none: botocore lets any body pass that comes with 200."""
+    said: dict[str, Any] = await getattr(client, operation)(**asked)
+    model = client.meta.service_model.operation_model(client.meta.method_to_api_mapping[operation])
+    if model.output_shape and not said.keys() >= set(model.output_shape.required_members):
+        raise HTTPClientError(error=f"the answer to {model.name} is not whole")
+    return said
+
+
 @dataclass(frozen=True)
 class _Asking:
     """How one kind of job is listed and described."""
@@ -399,7 +410,7 @@ _CHILDREN = {
 
 
 def _filter(name_contains: str, since: datetime | None) -> dict[str, Any]:
-    return {"NameContains": name_contains} | ({"CreationTimeAfter": since} if since else {})
+    return _PAGE | {"NameContains": name_contains} | ({"CreationTimeAfter": since} if since else {})
 
 
 def _automl(said: Mapping[str, Any]) -> AutoMLJob:
