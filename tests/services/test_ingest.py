@@ -501,6 +501,20 @@ def test_an_overlap_that_differs_is_refused(upload: Uploads) -> None:
     assert refused.value.slug == "duplicate-timestamp"
 
 
+def test_a_row_before_the_last_of_its_server_is_refused(upload: Uploads) -> None:
+    """History is closed: forecasts were made on it. A server that is new has none."""
+    gap = daily(20).splitlines(keepends=True)
+    del gap[4]
+    upload(HEADER + "".join(gap))
+    with pytest.raises(HeadroomError) as refused:
+        upload(HEADER + "a,2023-12-31,1\n" + daily(22), parent=upload.history)
+    assert [complaint.code for complaint in refused.value.errors] == ["older-rows"]
+    assert refused.value.detail.startswith("2 rows have a time before the last that their server has already ('a'): ")
+    assert "'a' at 2023-12-31" in refused.value.detail
+    upload(HEADER + "".join(gap))
+    assert upload(HEADER + "b,2023-12-31,1\n" + "".join(gap[2:]) + "a,2024-01-21,1\n", parent=upload.history).rows == 21
+
+
 @pytest.mark.parametrize(
     ("newer", "slug"),
     [

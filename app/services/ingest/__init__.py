@@ -46,7 +46,8 @@ def ingest(
     quality, metrics = assess(frame, layout.units, layout.known_ahead, last_row)
     attributes, said = _attributes(frame, layout, segments)
     if repeated:
-        said.append(f"{repeated:,} rows were in the dataset already, with the same values; they count once.")
+        rows = "1 row was" if repeated == 1 else f"{repeated:,} rows were"
+        said.append(f"{rows} in the dataset already, with the same values, and not counted again.")
     artifact.write_history(frame, layout, history)
     artifact.write_facts(frame, metrics, attributes, last_row, facts)
     return Contents(

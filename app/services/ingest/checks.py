@@ -275,8 +275,9 @@ def _duplicates(
     first = int(again.argmin())
     rows = np.zeros(len(server), np.bool_)
     rows[again] = True
+    said = "1 row repeats" if len(again) == 1 else f"{len(again):,} rows repeat"
     detail = (
-        f"{len(again):,} rows repeat a {server_name} and {time_name}: row {again[first] + 1:,} has "
+        f"{said} a {server_name} and {time_name}: row {again[first] + 1:,} has "
         f"{quoted(servers[server[again[first]]])} at the same time as row {before[first] + 1:,}. "
         f"One row per server and step."
     )

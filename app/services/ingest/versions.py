@@ -1,13 +1,14 @@
 """Newer rows joined to the panel they continue.
 
 A row that the parent has already, with the same numbers, is let pass once: exports overlap. With other numbers it is
-a complaint, since a dataset never changes. New servers are welcome, new metrics are not.
+a complaint, since a dataset never changes; so is a new row before the last that its server has. New servers are
+welcome, new metrics are not.
 """
 
 import numpy as np
 import pyarrow as pa
 
-from app.domain.panel import Array
+from app.domain.panel import Array, Index
 from app.errors import Complaint
 from app.services.ingest.checks import Frame, repeats
 from app.services.ingest.columns import Codes, Words, quoted, refusal
@@ -34,22 +35,53 @@ def join(parent: Frame, newer: Frame) -> tuple[Frame, int]:
         },
     )
     new, old = repeats(both.server, both.step)
+    complaints: list[Complaint] = []
     differs = np.zeros(len(new), np.bool_)
     for name in newer.numbers:
         values = both.numbers[name]
         differs |= ~((values[old] == values[new]) | (np.isnan(values[old]) & np.isnan(values[new])))
     if differs.any():
-        row = int(new[differs][0])
-        where = f"{quoted(servers[both.server[row]])} at {both.times(np.array([row]))[0]}Z"
+        where = _named(both, int(new[differs][0]))
         detail = (
-            f"{int(differs.sum()):,} rows have a server and time that the dataset has already, with other values: "
+            f"{_rows_have(int(differs.sum()))} a server and time that the dataset has already, with other values: "
             f"the first is {where}. Send newer rows only."
         )
-        raise refusal([Complaint("/file", "duplicate-timestamp", detail)])
+        complaints.append(Complaint("/file", "duplicate-timestamp", detail))
+    complaints += _older(parent, both, new)
+    if complaints:
+        raise refusal(complaints)
     order = np.lexsort((both.step, both.server))
     kept = np.ones(len(both), np.bool_)
     kept[new] = False
     return both.sorted_by(order[kept[order]]), len(new)
+
+
+def _older(parent: Frame, both: Frame, repeated: Index) -> list[Complaint]:
+    """Newer rows, no repeats, that stand before the last that their server has in the parent: history is closed."""
+    last = np.full(len(both.servers), np.iinfo(np.int32).min, np.int32)
+    np.maximum.at(last, both.server[: len(parent)], both.step[: len(parent)])
+    late = both.step < last[both.server]
+    late[: len(parent)] = False
+    late[repeated] = False
+    if not late.any():
+        return []
+    servers = np.unique(both.server[late])
+    named = ", ".join(quoted(both.servers[place]) for place in servers[:5])
+    more = f" and {len(servers) - 5:,} more" if len(servers) > 5 else ""
+    detail = (
+        f"{_rows_have(int(late.sum()))} a time before the last that their server has already ({named}{more}): "
+        f"the first is {_named(both, int(np.flatnonzero(late)[0]))}. Send newer rows only."
+    )
+    return [Complaint("/file", "older-rows", detail)]
+
+
+def _rows_have(count: int) -> str:
+    return "1 row has" if count == 1 else f"{count:,} rows have"
+
+
+def _named(frame: Frame, row: int) -> str:
+    time = frame.times(np.array([row]))[0]
+    return f"{quoted(frame.servers[frame.server[row]])} at {frame.frequency.show(time)}"
 
 
 def _placed(side: Frame, place: dict[str, int]) -> Codes:
