@@ -54,15 +54,23 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        head = scope["method"] == "HEAD"
+        if head:  # a GET whose body stays unsaid
+            scope = {**scope, "method": "GET"}
         request = Request(scope)
         sent = request.headers.get("x-request-id", "")
         name = sent if _REQUEST_ID.fullmatch(sent) else uuid4().hex
         token = request_id.set(name)
         started = time.perf_counter()
         status = 0
+        ended = False
 
         async def dressed(message: Message) -> None:
-            nonlocal status
+            nonlocal status, ended
+            if ended:
+                return
+            if head and message["type"] == "http.response.body":
+                message, ended = {"type": "http.response.body", "body": b"", "more_body": False}, True
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)

@@ -1,7 +1,7 @@
 """Whole selections as files: CSV, Parquet or an Arrow stream, sent as they are made."""
 
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
 import pyarrow as pa
@@ -22,15 +22,25 @@ _FORMULA = r"^[=+\-@\t\r\x00]"
 
 
 def wanted(accept: str) -> Form | None:
-    """The file form that an Accept header asks for first; None for JSON."""
-    for part in accept.split(","):
-        media_type = part.partition(";")[0].strip().lower()
-        if media_type in ("application/json", "*/*", "application/*"):
-            return None
-        for form in FORMATS:
-            if media_type == form:
-                return form
-    return None
+    """The file form that an Accept header prefers, by its q and then by its order; None for JSON."""
+    best: Form | None = None
+    highest = 0.0
+    for part in accept.lower().split(","):
+        media_type, *options = (text.strip() for text in part.split(";"))
+        form = next((form for form in FORMATS if form == media_type), None)
+        weight = _weight(options)
+        if weight > highest and (form or media_type in ("application/json", "*/*", "application/*")):
+            best, highest = form, weight
+    return best
+
+
+def _weight(options: Sequence[str]) -> float:
+    """Of one media type among those accepted (RFC 9110); 1 where none is given, or none that can be read."""
+    given = next((option.removeprefix("q=") for option in options if option.startswith("q=")), "1")
+    try:
+        return float(given)
+    except ValueError:
+        return 1.0
 
 
 async def stream(tables: AsyncIterator[pa.Table], form: Form, name: str, *, raw: bool) -> StreamingResponse:
@@ -41,7 +51,7 @@ async def stream(tables: AsyncIterator[pa.Table], form: Form, name: str, *, raw:
     return StreamingResponse(
         _encoded(first, tables, form, raw=raw),
         media_type=form,
-        headers={"Content-Disposition": f'attachment; filename="{name}.{FORMATS[form]}"'},
+        headers={"Content-Disposition": f'attachment; filename="{name}.{FORMATS[form]}"', "Vary": "Accept"},
     )
 
 

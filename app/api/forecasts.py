@@ -310,7 +310,8 @@ async def _quantile_page(
                 for row in shown
             ],
             "next_cursor": paging.next_cursor(shown[-1].position if len(rows) > paging.limit else None),
-        }
+        },
+        headers={"Vary": "Accept"},
     )
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from app.errors import (
     BadRequest,
@@ -111,6 +113,8 @@ def answer(request: Request, error: Exception) -> Response:
         ],
     }
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    if found.status == 405:
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
     if found.retry_after is not None:
         headers["Retry-After"] = str(found.retry_after)
     if found.status == 401:
@@ -125,7 +129,7 @@ def refined(request: Request, error: Exception) -> HeadroomError:
         case HeadroomError():
             return error
         case RequestValidationError():
-            return _invalid(request, error.errors())
+            return _invalid(request, error.errors(), error.body)
         case HTTPException(status_code=404):
             return NotFound(f"There is nothing at {request.scope['path']}. /docs lists every path.")
         case HTTPException(status_code=405):
@@ -144,12 +148,17 @@ _CODES = {"extra_forbidden": "unknown-field"}
 """pydantic's codes that have a name of our own."""
 
 
-def _invalid(request: Request, failures: Sequence[Mapping[str, Any]]) -> HeadroomError:
+def _methods(request: Request) -> set[str]:
+    """All that the path takes, of whatever routes: the framework names those of the first alone."""
+    routes = [route for route in iter_route_contexts(request.app.routes) if isinstance(route.original_route, APIRoute)]
+    fitting = [route for route in routes if compile_path(str(route.path))[0].match(request.scope["path"])]
+    methods = {method for route in fitting for method in route.methods or ()}
+    return methods | ({"HEAD"} if "GET" in methods else set())
+
+
+def _invalid(request: Request, failures: Sequence[Mapping[str, Any]], body: Any) -> HeadroomError:
     """pydantic's failures as one error: the most telling kind wins."""
-    complaints = [
-        Complaint(_pointer(failure["loc"]), _CODES.get(failure["type"], failure["type"]), failure["msg"])
-        for failure in failures
-    ]
+    complaints = _complaints(failures, body)
     first = failures[0]
     if first["type"] == "json_invalid":
         return BadRequest(f"The body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}.")
@@ -167,17 +176,44 @@ def _invalid(request: Request, failures: Sequence[Mapping[str, Any]]) -> Headroo
     return Invalid(f"{count} not valid: {where}.", errors=complaints)
 
 
-def _pointer(location: Sequence[str | int]) -> str:
+def _complaints(failures: Sequence[Mapping[str, Any]], body: Any) -> list[Complaint]:
+    """One per place: of a value that may be this or that, pydantic says why it is not this and why it is not that."""
+    found: dict[str, Complaint] = {}
+    for failure in failures:
+        pointer = _pointer(failure["loc"], body)
+        code = _CODES.get(failure["type"], failure["type"])
+        found.setdefault(pointer, Complaint(pointer, code, failure["msg"].removeprefix("Value error, ")))
+    return list(found.values())
+
+
+def _pointer(location: Sequence[str | int], body: Any) -> str:
     place, *path = location
     match place:
         case "body":
+            if body is not None:
+                path = _within(body, path)
             return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
         case "query":
-            return "?" + ".".join(map(str, path))
+            return f"?{path[0]}" if len(path) < 3 else "?" + ".".join(map(str, path))
         case "path":
             return ":" + ".".join(map(str, path))
         case _:
             return ".".join(map(str, path)) + ":"
+
+
+def _within(body: Any, path: Sequence[str | int]) -> list[str | int]:
+    """The path as far as the body has it, and the field that it lacks; without the names of pydantic's own branches."""
+    kept: list[str | int] = []
+    for part in path:
+        match body, part:
+            case dict(), str():
+                body = body.get(part)
+            case list(), int() if part < len(body):
+                body = body[part]
+            case _:
+                break
+        kept.append(part)
+    return kept
 
 
 def _origin(request: Request) -> str:

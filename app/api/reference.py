@@ -12,7 +12,16 @@ from fastapi.routing import APIRoute, iter_route_contexts
 from app.api.auth import OPEN, guards
 from app.api.problems import Problem, kinds, problems
 from app.domain.keys import Scope
-from app.errors import BadRequest, InsufficientScope, Invalid, TooLarge, Unauthenticated, Unavailable, UnknownField
+from app.errors import (
+    BadCursor,
+    BadRequest,
+    InsufficientScope,
+    Invalid,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    UnknownField,
+)
 
 ASSETS = Path(fastapi_offline.__file__).parent / "static"
 """Swagger UI, as the wheel ships it."""
@@ -97,7 +106,7 @@ class Headroom(FastAPI):
 def _scopes(app: FastAPI) -> dict[tuple[str, str], Scope | None]:
     """The scope that each (method, path) needs; None where it needs no key."""
     return {
-        (method.lower(), str(route.path)): scope
+        (method.lower(), str(route.path_format)): scope
         for route in iter_route_contexts(app.routes)
         if isinstance(route.original_route, APIRoute)
         for method in route.methods or ()
@@ -132,6 +141,8 @@ def _always(operation: dict[str, Any]) -> list[Any]:
     found: list[Any] = [Unavailable, Invalid, UnknownField]
     if operation["security"]:
         found += [Unauthenticated, InsufficientScope]
+    if any(parameter["name"] == "cursor" for parameter in operation.get("parameters", ())):
+        found.append(BadCursor)
     if "requestBody" in operation:
         found += [BadRequest, TooLarge]
     return found

@@ -109,13 +109,18 @@ class Answers:
             first = found[0].server_ids[-1] + _BEHIND
 
     async def tables(self, forecast: Forecast, runs: Sequence[Run], selection: Selection) -> AsyncIterator[pa.Table]:
-        """The whole selection as Arrow tables (server_id, model, timestamp, p…), some servers at a time."""
+        """The whole selection as Arrow tables (server_id, model, timestamp, p…), some servers at a time.
+
+        A selection of nothing is one table without rows.
+        """
         first = ""
         while found := await self._aligned(runs, first, selection, BATCH):
             yield _table(runs, found, selection)
             if len(found[0]) < BATCH:
                 return
             first = found[0].server_ids[-1] + _BEHIND
+        if not first and (anybody := await self._aligned(runs, "", Selection(), 1)):
+            yield _table(runs, anybody, selection).slice(0, 0)
 
     async def comparison(self, forecast_id: UUID) -> tuple[Forecast, list[Run]]:
         """The succeeded runs, best first. Raises ForecastNotReady before the end, NoResults when there are none."""
@@ -170,7 +175,7 @@ def _named(forecast: Forecast, models: Sequence[str]) -> tuple[Run, ...]:
     unknown = sorted(set(models) - {run.model for run in forecast.runs})
     if unknown:
         detail = f"The forecast has no run of {', '.join(unknown)}; it has {', '.join(r.model for r in forecast.runs)}."
-        raise Invalid(detail, errors=[Complaint("/query/model", "unknown-model", detail)])
+        raise Invalid(detail, errors=[Complaint("?model", "unknown-model", detail)])
     if models:
         return tuple(run for run in forecast.runs if run.model in models)
     if forecast.status not in ForecastStatus.TERMINAL or forecast.best_model is None:

@@ -187,6 +187,7 @@ async def test_who_should_wait_is_told_how_long(client: httpx.AsyncClient) -> No
 
 async def test_a_method_that_is_not_there_names_those_that_are(client: httpx.AsyncClient) -> None:
     assert (await client.delete("/probe")).headers["allow"] == "POST"
+    assert (await client.delete("/datasets")).headers["allow"] == "GET, HEAD, POST"
 
 
 async def test_an_unforeseen_error_is_in_the_log_under_its_request_id(
@@ -251,6 +252,13 @@ async def test_a_cursor_is_bound_to_its_list_and_filters(client: httpx.AsyncClie
     assert (await client.get(f"/probe/list?region=north&limit=7&cursor={cursor}")).json()["items"] == list(range(6, 13))
     problem(await client.get(f"/probe/list?region=south&cursor={cursor}"), 400, "bad-cursor")
     problem(await client.get(f"/probe/list?cursor={cursor}"), 400, "bad-cursor")
+
+
+async def test_head_is_a_get_without_its_body(client: httpx.AsyncClient) -> None:
+    for path in ("/healthz", "/probe/list"):
+        answer = await client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["content-type"] == "application/json"
 
 
 @pytest.mark.parametrize(
