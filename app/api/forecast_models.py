@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, field_validator
 
 from app.api.strict import Body, Text
 from app.domain.forecast import MAX_HORIZON, Forecast, ForecastRequest, Model
@@ -61,13 +61,12 @@ class ForecastBody(Body):
     )
     name: Text | None = Field(None, max_length=200, description="For people.", examples=["monthly review"])
 
-    @model_validator(mode="after")
-    def nothing_twice(self) -> "ForecastBody":
-        for field in ("quantiles", "models", "server_ids"):
-            values = getattr(self, field) or []
-            if len(set(values)) != len(values):
-                raise ValueError(f"{field} must not repeat a value")
-        return self
+    @field_validator("quantiles", "models", "server_ids")
+    @classmethod
+    def nothing_twice(cls, values: list[Any] | None) -> list[Any] | None:
+        if values and len(set(values)) != len(values):
+            raise ValueError("must not repeat a value")
+        return values
 
     def request(self, default_cost: float) -> ForecastRequest:
         return ForecastRequest(

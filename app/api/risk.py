@@ -230,7 +230,7 @@ async def list_servers(
     )
 
 
-@router.get("/servers/{server_id}", summary="One server over all metrics", responses=problems(NotFound))
+@router.get("/servers/{server_id:path}", summary="One server over all metrics", responses=problems(NotFound))
 async def show_server(services: Services, server_id: ServerId, threshold: Threshold = None) -> ServerAnswer:
     """The newest succeeded forecast of each metric that holds the server, and which metric runs out first."""
     answers, without = await services.risk.server(server_id, threshold)

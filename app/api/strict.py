@@ -76,7 +76,7 @@ async def strictly(request: Request) -> None:
     if nul:
         complaints = [Complaint(f"?{name}", "nul", "must not hold a NUL character") for name in nul]
         raise Invalid("A query parameter holds a NUL character.", errors=complaints)
-    declared = request.app.state.queries.get((request.method, request.scope["route"].path))
+    declared = request.app.state.queries.get((request.method, request.scope["route"].path_format))
     if declared is None:  # a page, not part of the API
         return
     unknown = sorted(set(request.query_params) - declared)

@@ -229,6 +229,7 @@ class Forecasts:
             runs.append(Run.queued(forecast_id, "auto", len(runs), len(estimate.eligible)))
         warnings = [
             *_excluded_warning(estimate),
+            *_short_ahead_warning(request, dataset, servers),
             *(f"{run.model} skipped: {run.error.detail}" for run in runs if run.error),
         ]
         await stored.insert(connection, forecast_id, request, status_of([run.status for run in runs]), warnings)
@@ -268,6 +269,10 @@ class Forecasts:
         metrics = dataset.contents.metrics
         if request.metric not in metrics:
             raise _invalid("/metric", f"The dataset has no metric {request.metric!r}; it has {', '.join(metrics)}.")
+        if request.reuse_models_of is not None:
+            if await stored.get(connection, request.reuse_models_of) is None:
+                raise NotFound(f"There is no forecast {request.reuse_models_of} whose models could be used again.")
+            raise _invalid("/reuse_models_of", "Models cannot be used again yet. Leave `reuse_models_of` out.")
         missing = [model for model in request.models if model != CANVAS and model not in forecasters.names()]
         if missing:
             raise _invalid(
@@ -314,9 +319,29 @@ def _refused(refusal: RunError) -> HeadroomError:
             return Invalid(refusal.detail, errors=[Complaint("/models", refusal.code, refusal.detail)])
 
 
+def _short_ahead_warning(request: ForecastRequest, dataset: Dataset, servers: Sequence[Server]) -> list[str]:
+    """Servers whose known-ahead columns surely end before the horizon does.
+
+    Rows behind the history are at most those that have no value of the best-filled metric.
+    """
+    if not dataset.contents.known_ahead:
+        return []
+    ahead = {server.server_id: server.rows - max(server.counts.values(), default=0) for server in servers}
+    short = [server for server, rows in ahead.items() if rows < request.horizon]
+    if not short:
+        return []
+    named = ", ".join(map(repr, short[:3])) + (", …" if len(short) > 3 else "")
+    return [
+        f"{', '.join(dataset.contents.known_ahead)}: the rows end before the horizon of {request.horizon} steps on "
+        f"{len(short)} of {len(servers)} servers ({named}), the earliest {min(ahead.values())} steps ahead; "
+        f"behind their end the last value stands."
+    ]
+
+
 def _excluded_warning(estimate: Estimate) -> list[str]:
     if not estimate.excluded:
         return []
     first = "; ".join(f"{server!r}: {reason}" for server, reason in estimate.excluded[:5])
     more = f"; and {len(estimate.excluded) - 5} more (see the estimate)" if len(estimate.excluded) > 5 else ""
-    return [f"{len(estimate.excluded)} servers are left out: {first}{more}"]
+    servers = "1 server is" if len(estimate.excluded) == 1 else f"{len(estimate.excluded)} servers are"
+    return [f"{servers} left out: {first}{more}"]

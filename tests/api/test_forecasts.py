@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi import FastAPI
 
+from app.api.exports import wanted
 from app.domain.keys import Scope
 from app.settings import Settings
 
@@ -372,6 +373,66 @@ async def test_results_by_page_and_whole(
         assert packed["p97.5"] == pytest.approx(row["p97.5"])
 
     assert count(settings, "forecast_quantiles") == len(rows)
+
+    for nothing in ({"server_id": "young"}, {"start": "2050-01-01"}):
+        forms = {
+            accept: await client.get(f"{path}/quantiles", params=nothing, headers={"Accept": accept})
+            for accept in ("application/json", "text/csv", "application/vnd.apache.parquet")
+        }
+        assert [(form.status_code, form.headers["vary"]) for form in forms.values()] == [(200, "Accept")] * 3
+        assert list(csv.reader(io.StringIO(forms["text/csv"].text))) == [[*as_csv[0]]]
+        empty = pq.read_table(io.BytesIO(forms["application/vnd.apache.parquet"].content))
+        assert (empty.num_rows, empty.column_names) == (0, [*as_csv[0]])
+
+
+@pytest.mark.parametrize(
+    ("accept", "form"),
+    [
+        ("", None),
+        ("text/csv", "text/csv"),
+        ("text/html, */*;q=0.8", None),
+        ("application/json;q=0.5, text/csv", "text/csv"),
+        ("text/csv;q=0.1, application/json", None),
+        ("text/csv;q=0", None),
+        ("text/csv;q=x, application/vnd.apache.parquet;q=0.9", "text/csv"),
+        ("text/csv, application/vnd.apache.parquet", "text/csv"),
+        ("text/csv;q=0.3, Application/vnd.apache.Parquet; q=0.9", "application/vnd.apache.parquet"),
+    ],
+)
+def test_the_form_preferred_is_the_form_sent(accept: str, form: str | None) -> None:
+    assert wanted(accept) == form
+
+
+async def test_places_are_named_alike(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    """The field itself, once, in our words; whatever pydantic tried on the way."""
+    bad = {"max_cost_usd": "x", "models": ["auto", "auto"], "quantiles": [0.5, "y"], "server_ids": ["a\0"]}
+    errors = (await client.post("/forecasts", json=body | bad)).json()["errors"]
+    assert [error["pointer"] for error in errors] == ["/quantiles/1", "/models", "/server_ids/0", "/max_cost_usd"]
+    assert errors[1]["detail"] == "must not repeat a value"
+
+
+async def test_models_are_not_used_again_in_silence(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    unknown = await client.post("/forecasts", json=body | {"reuse_models_of": str(uuid4())})
+    assert (unknown.status_code, slug(unknown)) == (404, "not-found")
+    known = (await client.post("/forecasts", json=body)).json()["id"]
+    refused = await client.post("/forecasts", json=body | {"reuse_models_of": known})
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/reuse_models_of")
+
+
+async def test_known_ahead_rows_that_end_early_are_told(client: httpx.AsyncClient) -> None:
+    start = np.datetime64("2024-01-01")
+    rows = [f"{name},{start + day},{5 + day % 7 if day < 60 else ''},{day % 2}" for name, days in
+            (("far", 74), ("near", 64)) for day in range(days)]  # fmt: skip
+    made = await client.post(
+        "/datasets",
+        params={"schema": json.dumps({"known_ahead": ["promo"]})},
+        content="\n".join(["server_id,timestamp,load,promo", *rows]),
+        headers={"Content-Type": "text/csv"},
+    )
+    asked = {"dataset_id": made.json()["id"], "metric": "load", "models": ["seasonal_naive"]}
+    (warning,) = (await client.post("/forecasts", json=asked | {"horizon": 14})).json()["warnings"]
+    assert warning.startswith("promo: the rows end before the horizon of 14 steps on 1 of 2 servers ('near'), ")
+    assert (await client.post("/forecasts", json=asked | {"horizon": 4})).json()["warnings"] == []
 
 
 async def test_hourly_times_and_formulas_in_exports(client: httpx.AsyncClient, finish: Finish) -> None:

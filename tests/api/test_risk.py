@@ -35,7 +35,14 @@ class World:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    async def dataset(self, *, unit: Unit = Unit.PERCENT, metric: str = "cpu_p95", **attributes: Any) -> UUID:
+    async def dataset(
+        self,
+        *,
+        unit: Unit = Unit.PERCENT,
+        metric: str = "cpu_p95",
+        names: Sequence[str] = tuple(MEDIANS),
+        **attributes: Any,
+    ) -> UUID:
         """Five servers; `attributes` maps a name to a value for all, or to a value per server."""
         new = uuid4()
         contents = Contents(
@@ -58,14 +65,14 @@ class World:
                 DAYS,
                 {metric: DAYS - 400 if name == "SRV-4" else DAYS},
                 {metric: 99.0},
-                {"region": WHERE[name]}
+                {"region": WHERE.get(name, "eu")}
                 | {
                     key: value[name] if isinstance(value, dict) else value
                     for key, value in attributes.items()
                     if not isinstance(value, dict) or name in value
                 },
             )
-            for name in MEDIANS
+            for name in names
         ]
         async with self.database.begin() as connection:
             await datasets.insert(
@@ -305,6 +312,10 @@ async def test_one_server_over_its_metrics(client: httpx.AsyncClient, world: Wor
     assert shared == listed["items"][4]
     assert (await get(client, "/servers/SRV-4"))["bottleneck"] is None
     await get(client, "/servers/unknown", 404)
+    rack = await world.dataset(names=["rack-1/unit 2"])
+    await world.forecast(rack, medians={"rack-1/unit 2": 50.0})
+    assert (await get(client, "/servers/rack-1/unit 2"))["server_id"] == "rack-1/unit 2"
+    assert (await get(client, "/servers/rack-1/unit 2", 422, surprise=1))["type"].endswith("unknown-field")
 
 
 async def test_the_summary_adds_up(client: httpx.AsyncClient, world: World) -> None:
