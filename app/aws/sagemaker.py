@@ -105,9 +105,9 @@ class TransformJob:
     ended: datetime | None
     seen: datetime
 
-    def billed_seconds(self, now: datetime | None = None) -> float:
-        """Of one instance; when it runs, until it was seen, or until `now`."""
-        return _span(self.started, self.ended or now or self.seen)
+    def billed_seconds(self) -> float:
+        """Of one instance; when it runs, until it was seen."""
+        return _span(self.started, self.ended or self.seen)
 
 
 @dataclass(frozen=True)
@@ -147,9 +147,9 @@ class ChildJob:
     ended: datetime | None
     seen: datetime
 
-    def billed_seconds(self, now: datetime | None = None) -> float:
+    def billed_seconds(self) -> float:
         """As of a transform."""
-        return float(self.billed) if self.billed is not None else _span(self.started, self.ended or now or self.seen)
+        return float(self.billed) if self.billed is not None else _span(self.started, self.ended or self.seen)
 
 
 @dataclass(frozen=True)

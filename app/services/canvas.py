@@ -366,23 +366,22 @@ class Canvas:
     async def bill(self, state: Managed, spec: Spec, job: AutoMLJob | None) -> list[Settled]:
         """What was used so far, by purpose, from the billed seconds of the child jobs and the transforms."""
         assert self._sagemaker is not None
-        now, found = datetime.now(UTC), []
+        found: list[Settled] = []
         if job is not None:
             found.append(self.policy.terms.prices.settled(TRAINING, await self._used(job)))
         for purpose in purposes(state):
             transform = await self._sagemaker.transform(spec.transform_name(purpose))
             if transform is not None:
                 used = Usage(
-                    transform.name, transform.instance_type, transform.billed_seconds(now), transform.instance_count
+                    transform.name, transform.instance_type, transform.billed_seconds(), transform.instance_count
                 )
                 found.append(self.policy.terms.prices.settled(f"transform-{purpose}", [used]))
         return found
 
     async def _used(self, job: AutoMLJob) -> list[Usage]:
         assert self._sagemaker is not None
-        now = datetime.now(UTC)
         return [
-            Usage(child.name, child.instance_type or "unknown", child.billed_seconds(now), child.instance_count)
+            Usage(child.name, child.instance_type or "unknown", child.billed_seconds(), child.instance_count)
             for child in await self._sagemaker.children(job.arn, job.created, job.ended)
         ]
 

@@ -271,6 +271,24 @@ async def test_children_are_the_jobs_own_and_asked_for_once(
     assert await client.children(mine, job.created + timedelta(days=1)) == []
 
 
+async def test_running_jobs_are_priced_by_the_clock_of_aws(
+    client: RealSageMaker, emulator: Emulator, spec: Spec
+) -> None:
+    """An hour ahead of ours: by our own, what runs would not have begun."""
+    emulator.advance(3600)
+    arn = await client.create_automl(requests.automl(spec, "forecast"))
+    job = await client.automl(spec.name)
+    assert job is not None
+    while not await client.children(arn, job.created):
+        emulator.advance(10)
+    emulator.advance(10)
+    before = await client.children(arn, job.created)
+    emulator.advance(20)
+    after = await client.children(arn, job.created)
+    assert {child.billed for child in after} == {None}
+    assert [b.billed_seconds() - a.billed_seconds() for a, b in zip(before, after, strict=True)] == [20] * 6
+
+
 @pytest.mark.usefixtures("bucket")
 async def test_every_page_is_read(client: RealSageMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sagemaker, "_PAGE", {"MaxResults": 2})
