@@ -58,8 +58,8 @@ class Client:
         with file.open("rb") as body:
             return self.ask("POST", "/datasets", content=body, params=parameters, headers={"Content-Type": media_type})
 
-    def submit(self, body: dict[str, Any]) -> Any:
-        return self.ask("POST", "/forecasts", json=body)
+    def submit(self, body: dict[str, Any], key: str | None = None) -> Any:
+        return self.ask("POST", "/forecasts", json=body, headers={"Idempotency-Key": key} if key else {})
 
     def follow(self, forecast_id: str) -> Iterator[Any]:
         """The forecast again and again, until it has ended."""
@@ -159,7 +159,7 @@ def show_comparison(comparison: Any) -> None:
         title=f"Comparison over the last {comparison['windows']} × {comparison['horizon']} steps",
         caption=f"Best: {comparison['best_model']}. Coverage of p10 to p90; 80 % is nominal.",
     )
-    for heading in ("", "model", "WQL", "sMAPE %", "MASE", "coverage %", "servers", "seconds"):
+    for heading in ("", "model", "WQL", "sMAPE %", "MASE", "coverage %", "servers", "seconds", "cost $"):
         table.add_column(heading, justify="left" if heading in ("", "model") else "right", no_wrap=True)
     for row in comparison["models"]:
         coverage = row["coverage"] * 100 if row["coverage"] is not None else None
@@ -172,6 +172,7 @@ def show_comparison(comparison: Any) -> None:
             _shown(coverage, ".0f"),
             str(row["servers"]),
             _shown(row["seconds"], ".1f"),
+            _shown(row["cost_usd"], ".2f"),
         )
     console.print(table)
 

@@ -10,12 +10,16 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
+
+from app.scratch import claim, sweep
 
 Answer = TypeVar("Answer")
 _PR_SET_PDEATHSIG = 1
@@ -48,10 +52,14 @@ class Compute(Protocol):
 
 
 class Processes:
-    """Spawned children of this process; they die with it."""
+    """Spawned children of this process; they die with it.
 
-    def __init__(self, processes: int, memory_mb: int) -> None:
-        self.processes = processes
+    Each has a temporary folder of its own in `scratch`: what a killed one leaves there, the next one removes.
+    """
+
+    def __init__(self, processes: int, memory_mb: int, scratch: Path) -> None:
+        self.processes, self._scratch = processes, scratch
+        sweep(scratch)
         # Children are the parallelism: one thread each, or they would fight over the cores.
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[variable] = "1"
@@ -59,7 +67,7 @@ class Processes:
             max_workers=processes,
             context=get_context("spawn"),
             initializer=_confine,
-            initargs=(memory_mb << 20,),
+            initargs=(memory_mb << 20, scratch),
         )
 
     async def run(self, function: Callable[..., Answer], *args: object, seconds: float) -> Answer:
@@ -76,16 +84,21 @@ class Processes:
     def close(self) -> None:
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
+        sweep(self._scratch)
 
 
-def _confine(memory: int) -> None:
-    """In the child: a memory limit, an end with the parent, and grandchildren (Stan) that end with it."""
+def _confine(memory: int, scratch: Path) -> None:
+    """In the child: a memory limit, an end with the parent, and grandchildren (Stan) and files that end with it."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    with suppress(OSError):  # a disk that is full is for the task to meet
+        sweep(scratch)
+        folder, _ = claim(scratch)  # held until this process is gone
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 def _kill_group(pid: int | None) -> None:

@@ -32,11 +32,17 @@ from app.settings import Settings
 from app.storage.datadir import DataDirLock
 from app.storage.embedded import EmbeddedPostgres
 from app.storage.migrate import upgrade
+from app.wiring import EMULATED_BUCKET, EMULATED_ROLE
 
 TICK = 0.25
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
-DEMO = {"metric": "cpu_p95", "horizon": 90, "models": ["auto", "prophet", "gradient_boosting", "seasonal_naive"]}
+DEMO = {
+    "metric": "cpu_p95",
+    "horizon": 90,
+    "models": ["auto", "prophet", "gradient_boosting", "seasonal_naive", "canvas"],
+}
+DEMO_BUDGET_USD = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -54,6 +60,8 @@ def run(settings: Settings) -> int:
 
 def demo(settings: Settings, *, stay: bool) -> int:
     """The main job over HTTP: a fleet, an upload, a forecast, its comparison, the servers at risk."""
+    # Nobody's account, and nobody's money, whatever the settings say.
+    settings = settings.model_copy(update={"aws": "emulated", "monthly_budget_usd": DEMO_BUDGET_USD})
     log = tempfile.NamedTemporaryFile("w", prefix="headroom-demo-", suffix=".log", delete=False)  # noqa: SIM115
     with suppress(Stop), log, _service(settings, log) as tree:
         client.console.print(f"Headroom is up at {tree.url} (its log: {log.name})")
@@ -77,7 +85,8 @@ def _main_job(headroom: client.Client) -> None:
         f"Uploaded the reference fleet: {dataset['servers']} servers, {dataset['rows']:,} rows, "
         f"{dataset['start']} to {dataset['end']}, metrics {', '.join(dataset['metrics'])}"
     )
-    made = headroom.submit({"dataset_id": dataset["id"], "name": "demo", **DEMO})
+    client.console.print("canvas runs on an emulated AWS here: no account, no cost; its dollars are made up.")
+    made = headroom.submit({"dataset_id": dataset["id"], "name": "demo", **DEMO}, key=f"demo-{dataset['id']}")
     ended = client.watch(headroom, made["id"])
     if ended["status"] != "succeeded":
         raise client.Refused(f"The forecast {ended['status']}: {'; '.join(ended['warnings'])}")
@@ -104,6 +113,8 @@ class _Tree:
             # Credentials of nobody: whatever stands in the environment must not reach the emulator, nor it AWS.
             self._environment |= {
                 "HEADROOM_AWS": "emulated",
+                "HEADROOM_BUCKET": EMULATED_BUCKET,
+                "HEADROOM_ROLE_ARN": EMULATED_ROLE,
                 "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._emulator_port}",
                 "AWS_ACCESS_KEY_ID": "emulated",
                 "AWS_SECRET_ACCESS_KEY": "emulated",
@@ -189,7 +200,8 @@ def _up(settings: Settings, database: EmbeddedPostgres | None, url: str, log: IO
         tree.stop()
 
 
-def _asked_to_stop(_number: int, _frame: FrameType | None) -> None:
+def _asked_to_stop(number: int, _frame: FrameType | None) -> None:
+    print(f"headroom: {signal.Signals(number).name} received, stopping", file=sys.stderr, flush=True)
     raise Stop
 
 

@@ -22,7 +22,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HEADROOM_", populate_by_name=True, extra="ignore")
 
     host: str = Field("127.0.0.1", description="address the API listens on")
-    port: int = Field(8000, ge=0, le=65535, description="port the API listens on")
+    port: int = Field(8000, ge=1, le=65535, description="port the API listens on")
     data_dir: Path = Field(default_factory=default_data_dir, description="history files and the embedded database")
     database_url: str | None = Field(
         None, validation_alias="DATABASE_URL", description="PostgreSQL 15+; without it the embedded one is started"

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from app.aws.s3 import S3, Bucket, S3Store
 from app.aws.sagemaker import RealSageMaker
@@ -29,6 +28,7 @@ from app.storage.artifacts import FolderStore, Store
 from app.storage.database import Database
 from app.storage.health import Vitals
 from app.storage.keys import KeyRows
+from app.storage.managed import installation_id
 from app.storage.queue import Queue, application
 from app.storage.results import Results
 
@@ -59,9 +59,11 @@ async def assemble(settings: Settings) -> AsyncIterator[Services]:
     """Everything, on one pool of connections and one pool of child processes; both end with the block."""
     assert settings.database_url is not None, "the command line fills it in, from the embedded PostgreSQL if need be"
     database = Database(settings.database_url)
-    compute = Processes(settings.compute_processes, settings.compute_memory_mb)
+    compute = Processes(settings.compute_processes, settings.compute_memory_mb, settings.data_dir / "scratch")
     try:
-        services = _services(settings, database, compute)
+        async with database.connect() as connection:
+            installation = await installation_id(connection)
+        services = _services(settings, database, compute, installation)
         await services.datasets.sweep()
         yield services
     finally:
@@ -69,9 +71,9 @@ async def assemble(settings: Settings) -> AsyncIterator[Services]:
         await database.close()
 
 
-def _services(settings: Settings, database: Database, compute: Compute) -> Services:
+def _services(settings: Settings, database: Database, compute: Compute, installation: str) -> Services:
     queue = Queue(application(database.url))
-    store = _store(settings)
+    store, work = _store(settings, installation), settings.data_dir / "work" / installation
     results = Results(database)
     aws = _aws(settings)
     canvas = Canvas(
@@ -79,10 +81,10 @@ def _services(settings: Settings, database: Database, compute: Compute) -> Servi
         compute,
         aws.sagemaker if aws else None,
         aws.bucket if aws else None,
-        _work(settings),
+        work,
         _canvas(settings),
     )
-    janitor = Janitor(database, canvas, aws.sagemaker, aws.bucket, _work(settings)) if aws else None
+    janitor = Janitor(database, canvas, aws.sagemaker, aws.bucket, work) if aws else None
     forecasts = Forecasts(database, queue, canvas, Limits(work=settings.work_limit, queue=settings.queue_limit))
     return Services(
         settings=settings,
@@ -94,7 +96,7 @@ def _services(settings: Settings, database: Database, compute: Compute) -> Servi
         forecasts=forecasts,
         answers=Answers(forecasts, results),
         accuracy=Accuracies(database, forecasts, results, store, compute),
-        runs=Runs(database, queue, store, compute, canvas, janitor, _work(settings), _policy(settings)),
+        runs=Runs(database, queue, store, compute, canvas, janitor, work, _policy(settings)),
         risk=RiskService(database, results, levels=_levels(settings), country=settings.country),
         costs=Costs(database, _terms(settings)),
         keys=Keys(KeyRows(database.engine)),
@@ -132,7 +134,8 @@ def _canvas(settings: Settings) -> CanvasPolicy:
         needs_owner=not emulated,
         terms=_terms(settings),
         training_seconds=settings.canvas_minutes * 60,
-        poll_seconds=1.0 if emulated else settings.canvas_poll_seconds,
+        call_seconds=5.0 if emulated else 300.0,
+        poll_seconds=min(settings.canvas_poll_seconds, 1.0) if emulated else settings.canvas_poll_seconds,
     )
 
 
@@ -150,21 +153,18 @@ def _reason_off(settings: Settings, bucket: str, role: str) -> RunError | None:
     return None
 
 
-def _store(settings: Settings) -> Store:
+def _store(settings: Settings, installation: str) -> Store:
+    """Apart by installation: two databases may share a folder or a bucket."""
     if settings.store == "folder":
-        return FolderStore(settings.data_dir / "datasets")
+        return FolderStore(settings.data_dir / "datasets" / installation)
     if settings.bucket is None:
         raise CannotStart("HEADROOM_STORE=s3 needs HEADROOM_BUCKET, the bucket that keeps the history.")
-    return S3Store(S3(), settings.bucket, "datasets/", settings.data_dir / "cache")
+    return S3Store(S3(), settings.bucket, f"datasets/{installation}/", settings.data_dir / "cache" / installation)
 
 
 def _sources(settings: Settings) -> S3Sources:
     allowed = [place.strip() for place in settings.s3_allowed.split(",") if place.strip()]
     return S3Sources(allowed, S3().fetch)
-
-
-def _work(settings: Settings) -> Path:
-    return settings.data_dir / "work"
 
 
 def _upload_limits(settings: Settings) -> UploadLimits:

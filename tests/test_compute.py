@@ -4,8 +4,10 @@ import asyncio
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -32,13 +34,21 @@ def hang_with_grandchild(pid_file: str) -> None:
     time.sleep(600)
 
 
+def litter(then: str) -> str:
+    folder = tempfile.mkdtemp()
+    if then == "die":
+        Path(os.environ["LITTER"]).write_text(folder)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return folder
+
+
 def bomb() -> int:
     return len(bytearray(8 << 30))
 
 
 @pytest.fixture(scope="module")
-def compute() -> Iterator[Processes]:
-    pool = Processes(2, memory_mb=1024)
+def compute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    pool = Processes(2, 1024, tmp_path_factory.mktemp("scratch"))
     yield pool
     pool.close()
 
@@ -58,6 +68,25 @@ async def test_a_child_that_dies_fails_its_own_task_only(compute: Processes) -> 
     assert isinstance(doomed, ChildDied)
     assert "SIGSEGV" in str(doomed)
     assert others == [2 * n for n in range(10)]
+
+
+async def test_what_a_child_leaves_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed, it cannot clean up; another one's temporary files are not touched."""
+    monkeypatch.setenv("LITTER", str(tmp_path / "said"))
+    first, second = (Processes(1, 1024, tmp_path / "scratch") for _ in range(2))
+    try:
+        kept = Path(await first.run(litter, "live", seconds=60))
+        with pytest.raises(ChildDied):
+            await second.run(litter, "die", seconds=60)
+        left = Path((tmp_path / "said").read_text())
+        assert kept.parents[1] == left.parents[1] == tmp_path / "scratch"
+        second.close()
+        assert not await first.run(os.path.exists, str(left), seconds=60)
+        assert await first.run(os.path.exists, str(kept), seconds=60)
+    finally:
+        first.close()
+        second.close()
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 async def test_a_child_over_its_memory_fails(compute: Processes) -> None:

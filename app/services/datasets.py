@@ -5,7 +5,6 @@ then made known by its row. What breaks off earlier leaves a workspace that the 
 """
 
 import asyncio
-import fcntl
 import hashlib
 import os
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 from uuid import UUID, uuid4
 
+from app import scratch
 from app.compute import ChildDied, Compute, TooSlow
 from app.domain.dataset import Contents, Dataset, Limits, Schema
 from app.domain.panel import Panel
@@ -90,7 +90,7 @@ class Datasets:
     async def workspace(self) -> AsyncIterator[Path]:
         """A folder for one upload, gone at the end of the block; if this process is killed, at the next sweep."""
         await self.sweep()
-        folder, lock = await asyncio.to_thread(_claimed, self._folder)
+        folder, lock = await asyncio.to_thread(scratch.claim, self._folder)
         try:
             yield folder
         finally:
@@ -99,7 +99,7 @@ class Datasets:
 
     async def sweep(self) -> None:
         """Remove the workspaces of processes that died."""
-        await asyncio.to_thread(_sweep, self._folder)
+        await asyncio.to_thread(scratch.sweep, self._folder)
 
     async def add(self, sent: Sent, workspace: Path, parent_id: UUID | None = None) -> Dataset:
         """A new dataset; with a parent, the parent's rows and these.
@@ -218,36 +218,6 @@ class Datasets:
 
 def _unknown(dataset_id: UUID) -> NotFound:
     return NotFound(f"There is no dataset {dataset_id}.")
-
-
-def _claimed(parent: Path) -> tuple[Path, int]:
-    """A new folder, locked as long as the descriptor is open: a dead process holds no lock."""
-    parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        folder = parent / uuid4().hex
-        folder.mkdir(mode=0o700)
-        lock = os.open(folder, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():  # else another process swept it before it was locked
-            return folder, lock
-        os.close(lock)
-
-
-def _sweep(parent: Path) -> None:
-    if not parent.is_dir():
-        return
-    for folder in parent.iterdir():
-        try:
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(lock)
 
 
 def _sha256(path: Path) -> str:

@@ -82,7 +82,7 @@ class Keys:
         if not is_loopback(host) and not await self.enforced():
             raise CannotStart(
                 f"Without API keys Headroom listens on a loopback address only, and {host or 'every address'} is none. "
-                "Make a key first (`headroom keys create NAME`), or set HEADROOM_HOST=127.0.0.1."
+                "Make a key first (`headroom keys create NAME --scopes read write`), or set HEADROOM_HOST=127.0.0.1."
             )
 
 

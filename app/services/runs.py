@@ -11,6 +11,8 @@ or cancelled finds that its writes change no row, and stops.
 
 import asyncio
 import logging
+import random
+import re
 import shutil
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +29,7 @@ from app.domain.cost import Settled
 from app.domain.forecast import Forecast
 from app.domain.panel import MIN_VALUES, Frequency
 from app.domain.run import Claim, Run, RunError, RunStatus
-from app.errors import Fatal, Transient, Unavailable
+from app.errors import Fatal, NotFound, Transient, Unavailable
 from app.failpoints import reach
 from app.services.canvas import CANVAS, Canvas, Wait
 from app.services.coordination import Gate, Once
@@ -48,6 +50,11 @@ from app.storage.runs import Lost
 log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
+
+PAUSE = 10.0
+"""Seconds before a run is tried again that something passing stood in the way of."""
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 STAND_IN = "seasonal_naive"
 """What answers for a server that its model cannot fit."""
@@ -135,15 +142,12 @@ class Runs:
         reach(f"after_claim.{claim.model}")
         progress = _Progress(claim.stage or "reading", round(claim.progress * 100), 100)
         try:
-            if claim.model == CANVAS:
-                await self._held(claim, progress, self._managed(claim, progress))
-            else:
-                judged, plan, pieces = await self._held(claim, progress, self._computed(claim, progress))
-                await self._store_results(claim, plan, judged, pieces)
+            work = self._managed(claim) if claim.model == CANVAS else self._local(claim, progress)
+            await self._held(claim, progress, work)
         except Lost:
             log.info("run %s is no longer ours (epoch %d)", run_id, claim.epoch)
         except asyncio.CancelledError:
-            await asyncio.shield(self._hand_back(claim))
+            await asyncio.shield(self._give_back(claim, "the worker stops", 0))
             raise
         except Fatal as error:
             await self._end(claim, RunError(error.slug, error.detail))
@@ -152,13 +156,27 @@ class Runs:
                 claim, RunError("judging-failed", f"{claim.model} was fitted, but judging it failed: {error}")
             )
         except Exception as error:
-            if classify(error) is not None:
-                log.warning("run %s waits for the database; it is taken up when its lease ends", run_id)
+            if (passing := classify(error)) is not None:
+                log.warning("run %s goes back to the queue: %s", run_id, passing.detail)
+                await self._give_back(claim, passing.slug, PAUSE)
                 return
             log.exception("run %s failed by a fault of ours", run_id)
             await self._end(claim, RunError("internal", f"an internal fault ({type(error).__name__}); see the log"))
 
-    async def _managed(self, claim: Claim, progress: _Progress) -> None:
+    async def _local(self, claim: Claim, progress: _Progress) -> None:
+        """Fit, judge, store. What was computed outlives an absence of the database: storing is tried until it is ours
+        no more."""
+        judged, plan, pieces = await self._computed(claim, progress)
+        while True:
+            try:
+                return await self._store_results(claim, plan, judged, pieces)
+            except Exception as error:
+                if not isinstance(classify(error), Unavailable):
+                    raise
+                log.warning("run %s: the database is away; its results wait", claim.run_id)
+                await asyncio.sleep(random.uniform(0.5, 1.5))
+
+    async def _managed(self, claim: Claim) -> None:
         """One step of a managed run: it waits for AWS, or is judged and stored as any other."""
         plan = await self._plan(claim)
         try:
@@ -272,7 +290,7 @@ class Runs:
         return _Plan(
             forecast=forecast,
             source=Source(
-                str(await self._store.local(dataset.location)),
+                str(await self._history(dataset.location)),
                 request.metric,
                 dataset.contents.units[request.metric],
                 self._policy.country,
@@ -283,6 +301,16 @@ class Runs:
             frequency=dataset.contents.frequency,
             folder=folder,
         )
+
+    async def _history(self, location: str) -> Path:
+        try:
+            return await self._store.local(location)
+        except NotFound:
+            raise Fatal(
+                "This worker's store does not have the history. Workers share the API's data folder, or use "
+                "HEADROOM_STORE=s3.",
+                slug="history-missing",
+            ) from None
 
     def _pieces(self, plan: _Plan, model: str) -> list[Piece]:
         """The forecast first, then the windows from the newest."""
@@ -312,6 +340,8 @@ class Runs:
         try:
             return [(Part(piece.model, piece.window, piece.start, stop, piece.out), await self._fit(piece))]
         except Exception as error:
+            if classify(error) is not None:  # a full disk is no server's fault
+                raise
             if len(piece.servers) > 1:
                 middle = len(piece.servers) // 2
                 halves = (
@@ -364,6 +394,8 @@ class Runs:
         warnings = []
         if stood_in:
             warnings.append(f"{claim.model}: {stood_in} of {len(plan.servers)} servers were answered by {STAND_IN}")
+        if claim.model == CANVAS and self._canvas.policy.emulated:
+            warnings.append("canvas: AWS is emulated here; a local model answered, and its dollars are made up")
         if judged.scores is None:
             warnings.append(f"{claim.model}: the history is too short for a back-test; it is unscored")
         reach("before_store")
@@ -409,14 +441,24 @@ class Runs:
         await stored_runs.insert(connection, [auto])
         await self._queue.defer(connection, auto.id)
 
-    async def _hand_back(self, claim: Claim) -> None:
-        async with self._database.begin() as connection:
-            if await stored_runs.hand_back(connection, claim, "the worker stops"):
-                await self._queue.defer(connection, claim.run_id)
+    async def _give_back(self, claim: Claim, why: str, in_seconds: float) -> None:
+        """Back to the queue, as soon as the database takes it. Not a crash."""
+        while True:
+            try:
+                async with self._database.begin() as connection:
+                    if await stored_runs.hand_back(connection, claim, why, in_seconds):
+                        await self._queue.defer(connection, claim.run_id, in_seconds=in_seconds)
+                return
+            except Exception as error:
+                if not isinstance(classify(error), Unavailable):
+                    raise
+                await asyncio.sleep(random.uniform(0.5, 1.5))
 
     async def _sweep(self) -> None:
         """Drop the work folders of forecasts that have ended."""
         for folder in await asyncio.to_thread(lambda: list(self._work.iterdir()) if self._work.exists() else []):
+            if not _UUID.fullmatch(folder.name):
+                continue
             async with self._database.connect() as connection:
                 forecast = await stored_forecasts.get(connection, UUID(folder.name))
             if forecast is None or forecast.is_terminal:

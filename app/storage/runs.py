@@ -162,9 +162,9 @@ async def keep(connection: AsyncConnection, claim: Claim) -> None:
         raise Lost
 
 
-async def hand_back(connection: AsyncConnection, claim: Claim, detail: str) -> bool:
-    """Back to the queue, for the next worker; not a crash."""
-    return await _leave(connection, claim, RunStatus.QUEUED, detail, lease_until=None, due_at=sa.func.now())
+async def hand_back(connection: AsyncConnection, claim: Claim, detail: str, in_seconds: float) -> bool:
+    """Back to the queue, for whoever is next; not a crash."""
+    return await _leave(connection, claim, RunStatus.QUEUED, detail, lease_until=None, due_at=_in(in_seconds))
 
 
 async def park(connection: AsyncConnection, claim: Claim, in_seconds: float, *, stage: str, progress: float) -> bool:
