@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import uvicorn
 from cyclopts import App, Parameter
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from rich.console import Console
 
 from app import client, foreground, logs
@@ -204,12 +206,29 @@ def revoke(key_id: str) -> None:
         asyncio.run(revoked(settings))
 
 
+def _complain(detail: str) -> NoReturn:
+    # A line is as long as it is: whoever reads it may be a program.
+    Console(stderr=True, soft_wrap=True).print(f"headroom: {detail}", style="red", highlight=False, markup=False)
+    sys.exit(1)
+
+
+def _variable(location: tuple[str | int, ...]) -> str:
+    """The environment variable of a setting, by where pydantic found fault: some have a name of their own."""
+    name = str(location[0])
+    return f"HEADROOM_{name.upper()}" if name in Settings.model_fields else name
+
+
 def main() -> None:
     """Exit codes: 0 done, 1 refused or failed, 130 interrupted."""
     try:
         sys.exit(app())
     except HeadroomError as error:
-        Console(stderr=True).print(f"headroom: {error.detail}", style="red", highlight=False, markup=False)
-        sys.exit(1)
+        _complain(error.detail)
+    except ValidationError as error:
+        if error.title != Settings.__name__:
+            raise
+        _complain("; ".join(f"{_variable(one['loc'])}={one['input']!r}: {one['msg']}" for one in error.errors()))
+    except SettingsError as error:
+        _complain(f"{error}. It must be JSON.")
     except KeyboardInterrupt:
         sys.exit(130)

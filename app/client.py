@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 from rich.console import Console
@@ -55,7 +55,7 @@ class Client:
         """POST /datasets, the file streamed as it is."""
         media_type = MEDIA_TYPES.get(file.suffix, "text/csv")
         parameters = {"name": name or file.name, **({"schema": schema} if schema else {})}
-        with file.open("rb") as body:
+        with _opened(file) as body:
             return self.ask("POST", "/datasets", content=body, params=parameters, headers={"Content-Type": media_type})
 
     def submit(self, body: dict[str, Any], key: str | None = None) -> Any:
@@ -84,6 +84,13 @@ class Client:
         except (ValueError, KeyError):
             lines = [f"{method} {path} answered {response.status_code}"]
         raise Refused("\n".join(lines))
+
+
+def _opened(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise Refused(f"{file} cannot be read: {error.strerror}.") from error
 
 
 @contextmanager

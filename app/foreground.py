@@ -63,16 +63,24 @@ def demo(settings: Settings, *, stay: bool) -> int:
     # Nobody's account, and nobody's money, whatever the settings say.
     settings = settings.model_copy(update={"aws": "emulated", "monthly_budget_usd": DEMO_BUDGET_USD})
     log = tempfile.NamedTemporaryFile("w", prefix="headroom-demo-", suffix=".log", delete=False)  # noqa: SIM115
-    with suppress(Stop), log, _service(settings, log) as tree:
-        client.console.print(f"Headroom is up at {tree.url} (its log: {log.name})")
-        with client.connect(client.Address(url=tree.url)) as headroom:
-            _main_job(headroom)
-        client.console.print(
-            f"\nPages:     {tree.url}/\nAPI docs:  {tree.url}/docs\nOpenAPI:   {tree.url}/openapi.json"
-        )
-        if stay:
-            client.console.print("Ctrl-C stops it.")
-            tree.watch()
+    try:
+        with suppress(Stop), log, _service(settings, log) as tree:
+            client.console.print(f"Headroom is up at {tree.url} (its log: {log.name})")
+            with client.connect(client.Address(url=tree.url)) as headroom:
+                _main_job(headroom)
+            client.console.print(
+                f"\nPages:     {tree.url}/\nAPI docs:  {tree.url}/docs\nOpenAPI:   {tree.url}/openapi.json"
+            )
+            if stay:
+                client.console.print("Ctrl-C stops it.")
+                tree.watch()
+    except BaseException:
+        if Path(log.name).stat().st_size:
+            client.console.print(f"The log of what failed: {log.name}")
+        else:
+            Path(log.name).unlink()
+        raise
+    Path(log.name).unlink()
     return 0
 
 

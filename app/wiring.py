@@ -26,6 +26,7 @@ from app.services.runs import Policy, Runs
 from app.settings import Settings
 from app.storage.artifacts import FolderStore, Store
 from app.storage.database import Database
+from app.storage.datadir import make_folder
 from app.storage.health import Vitals
 from app.storage.keys import KeyRows
 from app.storage.managed import installation_id
@@ -58,6 +59,7 @@ class Services:
 async def assemble(settings: Settings) -> AsyncIterator[Services]:
     """Everything, on one pool of connections and one pool of child processes; both end with the block."""
     assert settings.database_url is not None, "the command line fills it in, from the embedded PostgreSQL if need be"
+    make_folder(settings.data_dir)
     database = Database(settings.database_url)
     compute = Processes(settings.compute_processes, settings.compute_memory_mb, settings.data_dir / "scratch")
     try:

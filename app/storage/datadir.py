@@ -15,19 +15,23 @@ from app.errors import CannotStart
 def make_folder(folder: Path) -> None:
     """Make `folder` where it is missing: for its owner only, but as root passable, as the database is not root.
 
-    A folder that is there already keeps its mode.
+    A folder that is there already keeps its mode. Raises `CannotStart` where it cannot be made or used.
     """
-    if folder.is_dir():
-        return
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
+        if not folder.is_dir():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
+            folder.chmod(0o711 if os.geteuid() == 0 else 0o700)
     except OSError as error:
         raise CannotStart(
             f"The data folder {folder} cannot be made: {error.strerror}. "
             "Choose another with HEADROOM_DATA_DIR, or make it and give it to the user that runs Headroom."
         ) from error
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise CannotStart(
+            f"The data folder {folder} may not be read and written by this user. "
+            "Run Headroom as the user that it belongs to, or choose another with HEADROOM_DATA_DIR."
+        )
 
 
 def open_lock(path: Path) -> int:

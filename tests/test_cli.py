@@ -1,0 +1,57 @@
+"""What the command line says when it cannot go on: one line that names what to mend, and no traceback."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.errors import CannotStart
+from app.storage.datadir import DataDirLock
+
+HEADROOM = Path(sys.executable).with_name("headroom")
+
+
+def said(*arguments: str, **environment: str) -> str:
+    ended = subprocess.run([HEADROOM, *arguments], env=os.environ | environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    return ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("HEADROOM_PORT", "abc"), ("HEADROOM_AWS", "moon"), ("HEADROOM_PRICES", "{")]
+)
+def test_a_setting_that_cannot_be_is_named(variable: str, value: str) -> None:
+    line = said("migrate", **{variable: value})
+    assert variable.removeprefix("HEADROOM_").lower() in line.lower()
+    assert line.startswith("headroom: ")
+    assert line.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_is_named() -> None:
+    assert said("forecast", "nofile.csv", "--metric", "cpu") == (
+        "headroom: nofile.csv cannot be read: No such file or directory.\n"
+    )
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A folder that nobody may enter, asked for by somebody whom permissions bind, as they do not bind root."""
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0)
+    for parent in (tmp_path, *tmp_path.parents[:2]):
+        parent.chmod(0o711)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield folder
+    if root:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize("further", ["", "data", "further/data"])
+def test_a_data_folder_out_of_reach_is_told(closed: Path, further: str) -> None:
+    with pytest.raises(CannotStart, match="HEADROOM_DATA_DIR"):
+        DataDirLock(closed / further).acquire()
