@@ -1,13 +1,14 @@
 """Whole selections as files: CSV, Parquet or an Arrow stream, sent as they are made."""
 
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
+from anyio.to_thread import run_sync
 from fastapi.responses import StreamingResponse
 
 from app.errors import NoResults
@@ -18,6 +19,9 @@ FORMATS: dict[Form, str] = {
     "application/vnd.apache.parquet": "parquet",
     "application/vnd.apache.arrow.stream": "arrows",
 }
+PIECE = 256 << 10
+"""Bytes handed on at a time: a reader who does not take them stops us before the next."""
+
 _FORMULA = r"^[=+\-@\t\r\x00]"
 
 
@@ -56,18 +60,29 @@ async def stream(tables: AsyncIterator[pa.Table], form: Form, name: str, *, raw:
 
 
 async def _encoded(first: pa.Table, rest: AsyncIterator[pa.Table], form: Form, *, raw: bool) -> AsyncIterator[bytes]:
+    """In threads, so that others are answered meanwhile; not asyncio's own, which a reader who leaves would not stop
+    from writing to a file that is being closed."""
     sink = _Sink()
 
     def shape(table: pa.Table) -> pa.Table:
         return table if form != "text/csv" else _for_csv(table, raw=raw)
 
-    with _writer(sink, shape(first).schema, form) as writer:
-        writer.write_table(shape(first))
-        yield sink.taken()
+    def write(table: pa.Table) -> bytes:
+        writer.write_table(shape(table))
+        return sink.taken()
+
+    with _writer(sink, shape(first.slice(0, 0)).schema, form) as writer:
+        for piece in _pieces(await run_sync(write, first)):
+            yield piece
         async for table in rest:
-            writer.write_table(shape(table))
-            yield sink.taken()
-    yield sink.taken()
+            for piece in _pieces(await run_sync(write, table)):
+                yield piece
+    for piece in _pieces(sink.taken()):
+        yield piece
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    return (data[start : start + PIECE] for start in range(0, len(data), PIECE))
 
 
 def _writer(

@@ -3,6 +3,7 @@
 Rows come by server, then model in the order asked for, then time. Nothing is held open between two batches.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,10 @@ from app.services.forecasts import Forecasts
 from app.storage.results import SCORES, ResultMatrix, Results
 
 BATCH = 500
-"""Servers read at a time when all of them are wanted."""
+"""Most servers read at a time when all of them are wanted."""
+
+VALUES = 100_000
+"""Most values read at a time, but for a single server with more: what every slow reader keeps in memory."""
 
 NOMINAL_COVERAGE = 0.8
 
@@ -114,9 +118,11 @@ class Answers:
         A selection of nothing is one table without rows.
         """
         first = ""
-        while found := await self._aligned(runs, first, selection, BATCH):
-            yield _table(runs, found, selection)
-            if len(found[0]) < BATCH:
+        per_server = forecast.request.horizon * len(runs) * len(forecast.request.levels)
+        servers = max(1, min(BATCH, VALUES // per_server))
+        while found := await self._aligned(runs, first, selection, servers):
+            yield await asyncio.to_thread(_table, runs, found, selection)
+            if len(found[0]) < servers:
                 return
             first = found[0].server_ids[-1] + _BEHIND
         if not first and (anybody := await self._aligned(runs, "", Selection(), 1)):

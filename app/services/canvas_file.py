@@ -19,9 +19,12 @@ from app.domain import calendar
 from app.domain.panel import Frequency
 from app.storage.panels import SERVER, TIME, layout_of
 
+ROWS = 2_048
+"""Rows handed on at a time: a reader who does not take them stops us before the next."""
+
 
 def pieces(path: Path, metric: str, country: str) -> Iterator[bytes]:
-    """UTF-8 CSV, a row group at a time, the header with the first. Rows that know nothing but the future are left
+    """UTF-8 CSV, some rows at a time, the header before the first. Rows that know nothing but the future are left
     out: their regressors are the calendar's own."""
     with pq.ParquetFile(path) as file:
         layout = layout_of(file)
@@ -30,7 +33,9 @@ def pieces(path: Path, metric: str, country: str) -> Iterator[bytes]:
             table = file.read_row_group(number, columns=[SERVER, TIME, metric, *others])
             if layout.known_ahead:
                 table = table.filter(_has_any(table, (metric, *others)))
-            yield encoded(_columns(table, metric, layout.frequency, country), layout.frequency, header=number == 0)
+            for start in range(0, max(1, len(table)), ROWS):
+                part = _columns(table.slice(start, ROWS), metric, layout.frequency, country)
+                yield encoded(part, layout.frequency, header=number == start == 0)
 
 
 def _has_any(table: pa.Table, names: tuple[str, ...]) -> pa.ChunkedArray:
