@@ -6,14 +6,25 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError
+
+from app.errors import CannotStart
 
 MIGRATIONS = Path(__file__).parents[2] / "migrations"
+SCHEMES = ("postgresql", "postgres")
 _LOCK = 0x48454144  # one advisory lock for all who migrate
 
 
 def sqlalchemy_url(url: str) -> URL:
-    """A plain `postgresql://` URL as SQLAlchemy wants it, on psycopg 3."""
-    return make_url(url).set(drivername="postgresql+psycopg")
+    """A plain `postgresql://` URL as SQLAlchemy wants it, on psycopg 3. Raises CannotStart for any other."""
+    wanted = "It must be a URL of PostgreSQL, such as postgresql://user:password@host:5432/headroom."
+    try:
+        found = make_url(url)
+    except (ArgumentError, ValueError):  # neither is shown: they quote the password
+        raise CannotStart(f"DATABASE_URL cannot be read as a URL. {wanted}") from None
+    if found.drivername not in SCHEMES:
+        raise CannotStart(f"DATABASE_URL begins with {found.drivername}://. {wanted}")
+    return found.set(drivername="postgresql+psycopg")
 
 
 def config() -> Config:

@@ -4,9 +4,11 @@ import sys
 from subprocess import PIPE, Popen
 
 import psycopg
+import pytest
 import sqlalchemy as sa
 from alembic import command
 
+from app.errors import CannotStart
 from app.storage.migrate import config, sqlalchemy_url, upgrade
 
 
@@ -27,3 +29,27 @@ def test_processes_that_migrate_at_once_wait_for_each_other(empty_url: str) -> N
     assert [process.returncode for process in processes] == [0, 0], errors
     with psycopg.connect(empty_url) as connection:
         assert connection.execute("SELECT count(*) FROM installation").fetchone() == (1,)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("mysql://user:secret@host/headroom", "begins with mysql://"),
+        ("sqlite:///headroom.db", "begins with sqlite://"),
+        ("postgresql+psycopg://user:secret@host/headroom", "begins with postgresql+psycopg://"),
+        ("host=somewhere password=secret", "cannot be read"),
+        ("postgresql://user:secret@host:port/headroom", "cannot be read"),
+    ],
+)
+def test_a_database_of_another_kind_is_refused(url: str, said: str) -> None:
+    with pytest.raises(CannotStart) as refused:
+        upgrade(url)
+    assert said in refused.value.detail
+    assert "postgresql://user:password@host" in refused.value.detail
+    assert "secret" not in refused.value.detail
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+def test_both_names_of_postgresql_are_taken(scheme: str) -> None:
+    url = sqlalchemy_url(f"{scheme}://user:secret@host/headroom?connect_timeout=1")
+    assert (url.drivername, url.host, url.query["connect_timeout"]) == ("postgresql+psycopg", "host", "1")
