@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import distribution
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -233,6 +233,9 @@ class EmbeddedPostgres:
                 # is none any more, its orphans are waited for.
                 self._run("pg_ctl", "stop", "-W", "-s", "-m", mode, check=False)
                 time.sleep(POLL_SECONDS)
+        if not self._folder.is_relative_to(self._home):
+            with suppress(OSError):  # what stays after all is in nobody's way
+                self._folder.rmdir()
 
     def _initialise(self) -> None:
         """A cluster with an empty database `headroom`. It gets its name when it is whole, so never by halves."""
