@@ -51,10 +51,14 @@ def normal_scores_of(levels: tuple[float, ...]) -> Array:
 
 
 def floored(quantiles: Array, levels: tuple[float, ...], scale: Array) -> Array:
-    """Quantiles (servers, horizon, levels), ascending, no nearer to their median than the `scale` (servers,) allows."""
+    """Quantiles (servers, horizon, levels), ascending, no nearer to their median than the `scale` (servers,) allows.
+
+    A scale beyond all that is forecast is that of a glitch in the history, and counts as no more than that.
+    """
     z = normal_scores_of(levels)
     median = quantiles[..., [levels.index(0.5)]]
-    least = FLOOR * np.nan_to_num(scale)[:, None, None] * z
+    believed = np.fmin(np.nan_to_num(scale), np.abs(quantiles).max(axis=(1, 2)))
+    least = FLOOR * believed[:, None, None] * z
     offset = quantiles - median
     return median + np.where(z < 0, np.minimum(offset, least), np.maximum(offset, least))
 

@@ -30,6 +30,9 @@ _PHASE_REACH = 4
 _EVENT_REACH = 3
 """Steps to either side: of 2 · 3 + 1 steps, the majority that moves together is an event, not an outlier."""
 
+_EVENT_LIMITS = 100.0
+"""Times the limit: more than that is a glitch, though it be on a holiday."""
+
 _SPREAD_REACH, _SPREAD_STRIDE = 9, 3
 """The rolling spread is taken of every third step up to 27 steps to either side, about four weeks of days."""
 
@@ -133,9 +136,14 @@ def _capped(values: Array, season: int, outlier_z: float, known_event: NDArray[n
     # A value that is its own median says nothing about the spread; on a nearly constant server the few that
     # are not say too much, and there the plain deviation is the smaller one.
     apart = 1.4826 * _median(np.where(off == 0, np.nan, np.abs(off)))
-    overall = np.fmin(apart, np.sqrt(_mean(off**2)))[:, None]
+    # And one glitch of a server that else repeats itself to the digit is all that it deviates by, so that it would
+    # set its own limit: what the server usually shows bounds it.
+    usual = np.maximum(_quantile(values, 1 - RARE) + _quantile(-values, 1 - RARE), np.abs(_median(values)))
+    bound = np.where(usual > 0, usual, np.inf)
+    overall = np.fmin(np.fmin(apart, np.sqrt(_mean(off**2))), bound)[:, None]
     limit = np.maximum(outlier_z * np.fmax(rolling, overall), _quantile(np.abs(off), 1 - RARE)[:, None])
-    outlier = (np.abs(off) > limit) & (limit > 0) & ~known_event
+    excused = known_event & (np.abs(off) <= _EVENT_LIMITS * limit)
+    outlier = (np.abs(off) > limit) & (limit > 0) & ~excused
     return np.where(outlier, expected + np.clip(off, -limit, limit), values)
 
 

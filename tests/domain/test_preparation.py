@@ -130,6 +130,15 @@ def test_one_glitch_of_a_constant_server_is_capped() -> None:
     assert prepared.values[0, 101] < 600
 
 
+@pytest.mark.parametrize("column", [180, 360], ids=["an ordinary day", "the end of a quarter"])
+def test_one_glitch_of_a_server_that_repeats_itself_does_not_set_its_own_limit(column: int) -> None:
+    values = np.tile(np.arange(1.0, 8.0), 58)[None]
+    values[0, column] = 1e9
+    prepared, changes = prepare(panel(values, start="2022-01-01"))
+    assert changes.capped.tolist() == [1]
+    assert prepared.values[0, column] < 100
+
+
 def test_a_lower_limit_caps_more() -> None:
     values = panel(np.random.default_rng(3).standard_t(3, (20, 700)))
     capped = [prepare(values, z)[1].capped.sum() for z in (8.0, 6.0, 4.0)]

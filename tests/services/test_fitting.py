@@ -1,5 +1,6 @@
 """What a child process leaves of one fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.domain.dataset import Limits, Schema, Unit
-from app.services.fitting import BadModelOutput, Piece, Source, fit
+from app.services.fitting import BadModelOutput, Case, Part, Piece, Source, fit, judge_run
 from app.services.ingest import ingest
 
 
@@ -37,3 +38,19 @@ def test_what_single_precision_cannot_hold_is_no_forecast(tmp_path: Path) -> Non
     with pytest.raises(BadModelOutput):
         fit(piece(path, out))
     assert not out.exists()
+
+
+def test_a_glitch_in_the_history_stays_out_of_the_forecast(tmp_path: Path) -> None:
+    """Out of the fit, and out of the scale that calibration believes; the scores see it as it was."""
+    values = [float(number % 7 + 1) for number in range(120)]
+    values[110] = 1e9
+    path, parts = history(tmp_path, values), []
+    for window in range(3):
+        out = tmp_path / f"{window}.npy"
+        fit(replace(piece(path, out), model="structural", window=window))
+        parts.append(Part("structural", window, 0, 1, str(out)))
+    source = piece(path, tmp_path).source
+    judged = judge_run(Case("structural", source, ("a",), 7, (0.1, 0.5, 0.9), 2, 2, tuple(parts), 1))
+    assert judged.values.max() < 20
+    assert judged.scores is not None
+    assert judged.scores.mae > 1e6
