@@ -11,6 +11,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,15 @@ class S3Store:
                 await client.head_object(Bucket=self._bucket, Key=self._prefix + key)
                 return True
         return False
+
+    async def keys(self, before: datetime) -> list[str]:
+        found: list[str] = []
+        async with self._client() as client:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
+            async for page in pages:
+                found += [one["Key"] for one in page.get("Contents", ()) if one["LastModified"] < before]
+        # The prefix itself may be an object: consoles make folders so.
+        return sorted(key.removeprefix(self._prefix) for key in found if key != self._prefix)
 
     async def require(self, size: int) -> None:
         """S3 has room for everything."""

@@ -1,18 +1,19 @@
 """Datasets: added, continued by newer rows, listed, deleted, and written out for the Canvas screens.
 
 An upload is received into a workspace of its own, checked in a limited child process, put into the store, and only
-then made known by its row. What breaks off earlier leaves a workspace that the next one sweeps.
+then made known by its row. What breaks off leaves a workspace, or a file that no row names; both are swept.
 """
 
 import asyncio
 import hashlib
+import logging
 import os
 import re
 import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID, uuid4
@@ -30,6 +31,11 @@ from app.storage.database import Database
 from app.storage.panels import load_panel
 
 __all__ = ["Datasets", "Limits", "S3Object", "S3Sources", "Sent"]
+
+log = logging.getLogger(__name__)
+
+ON_ITS_WAY = timedelta(hours=1)
+"""How long a file of the store may wait for the row that names it; an upload takes minutes."""
 
 _BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -98,8 +104,26 @@ class Datasets:
             os.close(lock)
 
     async def sweep(self) -> None:
-        """Remove the workspaces of processes that died."""
+        """Remove what processes that died have left: their workspaces, and files of the store that no row names.
+
+        What cannot be removed now is removed by a later sweep.
+        """
         await asyncio.to_thread(scratch.sweep, self._folder)
+        try:
+            await self._sweep_store()
+        except Exception as error:
+            log.warning("could not look for files that no dataset names: %s: %s", type(error).__name__, error)
+
+    async def _sweep_store(self) -> None:
+        old = await self._store.keys(datetime.now(UTC) - ON_ITS_WAY)
+        if not old:
+            return
+        async with self._database.connect() as connection:
+            named = await stored.named(connection, old)
+        for key in old:
+            if key not in named:
+                log.info("%s is named by no dataset; it is removed", key)
+                await self._store.delete(key)
 
     async def add(self, sent: Sent, workspace: Path, parent_id: UUID | None = None) -> Dataset:
         """A new dataset; with a parent, the parent's rows and these.

@@ -8,13 +8,16 @@ import errno
 import os
 import re
 import shutil
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
 
 from app.errors import InsufficientStorage, NotFound
 
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+# A dot goes before what has not arrived.
+_KEY = re.compile(r"\.?[A-Za-z0-9][A-Za-z0-9._-]*(/\.?[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
 class Store(Protocol):
@@ -34,6 +37,10 @@ class Store(Protocol):
         ...
 
     async def exists(self, key: str) -> bool: ...
+
+    async def keys(self, before: datetime) -> list[str]:
+        """Every key whose file was written before this time, with those of puts that broke off."""
+        ...
 
     async def require(self, size: int) -> None:
         """Raises InsufficientStorage when so many bytes more would not fit."""
@@ -64,6 +71,9 @@ class FolderStore:
 
     async def exists(self, key: str) -> bool:
         return await asyncio.to_thread(self._path(key).is_file)
+
+    async def keys(self, before: datetime) -> list[str]:
+        return await asyncio.to_thread(self._keys, before.timestamp())
 
     async def require(self, size: int) -> None:
         free = await asyncio.to_thread(self._free)
@@ -102,6 +112,15 @@ class FolderStore:
             arriving.unlink(missing_ok=True)
             raise
         _sync(path.parent)
+
+    def _keys(self, before: float) -> list[str]:
+        found = []
+        for path in self._folder.rglob("*"):
+            key = path.relative_to(self._folder).as_posix()
+            with suppress(FileNotFoundError):  # another process removes it just now
+                if path.is_file() and path.stat().st_mtime < before and _KEY.fullmatch(key):
+                    found.append(key)
+        return sorted(found)
 
     def _free(self) -> int:
         self._folder.mkdir(parents=True, exist_ok=True)

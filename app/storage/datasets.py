@@ -125,6 +125,14 @@ async def servers(connection: AsyncConnection, dataset_id: UUID, only: Collectio
     ]
 
 
+async def named(connection: AsyncConnection, locations: Collection[str]) -> set[str]:
+    """Those of the keys that a row names."""
+    query = sa.select(datasets.c.location).where(
+        datasets.c.location == sa.any_(sa.cast(list(locations), sa.ARRAY(sa.Text)))
+    )
+    return set(await connection.scalars(query))
+
+
 async def is_used(connection: AsyncConnection, dataset_id: UUID) -> bool:
     """Whether a forecast was made from it."""
     used = sa.select(sa.exists().where(forecasts.c.dataset_id == dataset_id))

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -85,10 +86,27 @@ async def test_what_is_deleted_is_gone(store: Store, tmp_path: Path) -> None:
         await store.local(KEY)
 
 
+async def test_keys_are_told_by_their_age(store: Store, tmp_path: Path) -> None:
+    began = datetime.now(UTC) - timedelta(minutes=1)
+    assert await store.keys(began) == []
+    for key in ("b.parquet", "2024/a.parquet"):
+        await store.put(key, written(tmp_path / "file", b"a"))
+    assert await store.keys(began) == []
+    assert await store.keys(began + timedelta(minutes=2)) == ["2024/a.parquet", "b.parquet"]
+    await store.delete("b.parquet")
+    assert await store.keys(began + timedelta(minutes=2)) == ["2024/a.parquet"]
+
+
 async def test_a_key_cannot_leave_the_store(store: Store) -> None:
     for key in ("../a", "a/../../b", "/etc/passwd"):
         with pytest.raises(ValueError, match="no key"):
             await store.local(key)
+
+
+@pytest.mark.parametrize("key", ["..", ".", "a/..", "a/../b", "..a", "a//b", ""])
+async def test_dots_lead_nowhere(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match="no key"):
+        await FolderStore(tmp_path).delete(key)
 
 
 async def test_a_store_that_works_says_so(store: Store) -> None:
