@@ -57,10 +57,10 @@ def floored(quantiles: Array, levels: tuple[float, ...], scale: Array) -> Array:
     """
     z = normal_scores_of(levels)
     median = quantiles[..., [levels.index(0.5)]]
-    believed = np.fmin(np.nan_to_num(scale), np.abs(quantiles).max(axis=(1, 2)))
+    believed: Array = np.fmin(np.nan_to_num(scale), np.abs(quantiles).max(axis=(1, 2)))
     least = FLOOR * believed[:, None, None] * z
     offset = quantiles - median
-    return median + np.where(z < 0, np.minimum(offset, least), np.maximum(offset, least))
+    return np.asarray(median + np.where(z < 0, np.minimum(offset, least), np.maximum(offset, least)))
 
 
 def scores(values: Array, quantiles: Array, levels: tuple[float, ...]) -> Array:
