@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 from app.errors import CannotStart
 
@@ -34,7 +35,10 @@ def config() -> Config:
 
 
 def upgrade(url: str) -> None:
-    """Apply what is missing. Waits for another process that is at it; a lock on a table is waited for 5 s only."""
+    """Apply what is missing. Waits for another process that is at it; a lock on a table is waited for 5 s only.
+
+    Raises CannotStart when the database cannot be reached.
+    """
     engine = create_engine(sqlalchemy_url(url))
     try:
         with engine.connect() as guard, engine.connect() as connection:
@@ -44,5 +48,10 @@ def upgrade(url: str) -> None:
             settings = config()
             settings.attributes["connection"] = connection
             command.upgrade(settings, "head")
+    except OperationalError as error:
+        if isinstance(error.orig, psycopg.errors.LockNotAvailable):
+            raise
+        where = engine.url.render_as_string(hide_password=True)
+        raise CannotStart(f"The database at {where} cannot be reached: {error.orig}".strip()) from error
     finally:
         engine.dispose()
