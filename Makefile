@@ -18,7 +18,7 @@ run: setup
 	@exec .venv/bin/headroom run $(ARGS)
 
 test: setup
-	@exec .venv/bin/pytest -n auto $(ARGS)
+	@exec .venv/bin/pytest -n auto --dist worksteal $(ARGS)
 
 check: lint test
 
