@@ -71,7 +71,6 @@ class ForecastStatus:
     """The same words as a run's, less `skipped`."""
 
     QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = "queued", "running", "succeeded", "failed", "cancelled"
-    ALL = (QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED)
     TERMINAL = (SUCCEEDED, FAILED, CANCELLED)
 
 

@@ -10,8 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from app.aws.sagemaker import AutoMLJob, JobStatus, SageMaker, TransformJob
-from app.canvas.requests import Spec, name_prefix
-from app.domain.cost import Settled
+from app.canvas.requests import name_prefix
 from app.errors import Fatal, Transient
 from app.services.canvas import Canvas, Files, purposes, spec_of
 from app.storage import ledger, managed
@@ -54,8 +53,9 @@ class Janitor:
             return
         if any(not intent.created_on_aws and not intent.expired for intent in intents):
             return  # its call may still be under way
+        billed = await self._canvas.bill(state, spec, job)
         async with self._database.begin() as connection:
-            balance = await ledger.settle(connection, state.run_id, state.attempt, await self._bill(state, spec, job))
+            balance = await ledger.settle(connection, state.run_id, state.attempt, billed)
             await stored_runs.book(connection, state.run_id, balance.settled)
         await self._sagemaker.delete_model(spec.name)
         for purpose in purposes(state):
@@ -77,9 +77,6 @@ class Janitor:
                 if transform.status is not JobStatus.STOPPING:
                     await self._sagemaker.stop_transform(transform.name)
         return not running
-
-    async def _bill(self, state: Managed, spec: Spec, job: AutoMLJob | None) -> list[Settled]:
-        return await self._canvas.bill(state, spec, job)
 
     async def _stop_strays(self) -> None:
         async with self._database.connect() as connection:

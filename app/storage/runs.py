@@ -255,14 +255,6 @@ async def overdue(connection: AsyncConnection, late_seconds: float) -> Sequence[
     return rows.scalars().all()
 
 
-async def waiting(connection: AsyncConnection) -> int:
-    """Runs in the queue."""
-    return (
-        await connection.scalar(sa.select(sa.func.count()).select_from(runs).where(runs.c.status == RunStatus.QUEUED))
-        or 0
-    )
-
-
 def _in(seconds: float) -> sa.ColumnElement[Any]:
     return sa.func.now() + sa.func.make_interval(0, 0, 0, 0, 0, 0, seconds)
 
