@@ -82,7 +82,7 @@ def read_by_hand(file: Path, expected: Expected) -> Outcome:
     try:
         names = _header(file)
         item, time = _column(_ITEMS, names, file), _column(_TIMES, names, file)
-        levels = [_level_column(level, names, file) for level in expected.levels]
+        levels = _level_columns(expected.levels, names, file)
         sheet = _Sheet(expected, lenient=True)
         sheet.read(file, item, time, levels, _days_of(file, time, expected).get)
         return sheet.finished()
@@ -228,14 +228,19 @@ def _column(wanted: Sequence[str], names: Sequence[str], file: Path) -> str:
     raise BadModelOutput(f"{file.name} has no column {wanted[0]!r}, but {_listed(names)}.")
 
 
-def _level_column(level: float, names: Sequence[str], file: Path) -> str:
-    """`p10`, or else the one column whose name is the level in some other way: `0.1`, `P10`, `q0.1`, `cpu_p10`."""
+def _level_columns(levels: Sequence[float], names: Sequence[str], file: Path) -> list[str]:
+    """Per level `p10`, or else the one column whose name is it in some other way: `0.1`, `P10`, `q0.1`, `cpu_p10`."""
+    found = {quantiles.name(level): _named_as(level, names) for level in levels}
+    wrong = [f"no column {name!r}" for name, columns in found.items() if not columns]
+    wrong += [f"{len(columns)} columns for {name!r}" for name, columns in found.items() if len(columns) > 1]
+    if wrong:
+        raise BadModelOutput(f"{file.name} has {', '.join(wrong)} among {_listed(names)}.")
+    return [columns[0] for columns in found.values()]
+
+
+def _named_as(level: float, names: Sequence[str]) -> list[str]:
     exact = [column for column in names if column.strip().lower() == quantiles.name(level)]
-    found = exact or [column for column in names if _is_level(column, level)]
-    if len(found) != 1:
-        said = f"{len(found)} columns for" if found else "no column"
-        raise BadModelOutput(f"{file.name} has {said} {quantiles.name(level)!r} among {_listed(names)}.")
-    return found[0]
+    return exact or [column for column in names if _is_level(column, level)]
 
 
 def _is_level(column: str, level: float) -> bool:

@@ -38,6 +38,9 @@ TRANSITIONS = frozenset(
         (_R, _S),
         (_R, _F),
         (_R, _C),
+        (_K, _S),  # a person brought its results
+        (_F, _S),  # the same
+        (_S, _S),  # the same person brought better ones
     }
 )
 

@@ -1,4 +1,5 @@
-"""What a managed run does in child processes: write the files that go to S3, and read those that come back."""
+"""What a managed run does in child processes: write the files that go to S3, and read those that come back, from S3 or
+by the hand of a person."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from app.canvas import requests
-from app.canvas.outcome import Expected, read_outputs
+from app.canvas.outcome import Expected, Values, read_by_hand, read_outputs
 from app.canvas.staging import write_inputs
 from app.domain.panel import MIN_VALUES, Frequency, Panel
+from app.errors import Invalid
 from app.services.fitting import Source
 
 SERVERS_AT_ONCE = 1_000
@@ -51,6 +53,32 @@ def collect(
 
     How many cells had crossed. Raises BadModelOutput.
     """
+    expected = _expected(source, servers, cut, horizon, levels)
+    found = read_outputs(sorted(outputs.glob("*.out")), expected)
+    _keep(found.values, expected, servers, out)
+    return found.crossed
+
+
+def collect_by_hand(
+    file: Path,
+    source: Source,
+    servers: tuple[str, ...],
+    cut: int,
+    horizon: int,
+    levels: tuple[float, ...],
+    out: Path,
+) -> int:
+    """The same of a file that a person exported. Raises Invalid (`bad-model-output`)."""
+    expected = _expected(source, servers, cut, horizon, levels)
+    if not expected.servers:
+        raise Invalid(f"No server had {MIN_VALUES} values {cut} steps ago.", slug="bad-model-output")
+    found = read_by_hand(file, expected)
+    _keep(found.values, expected, servers, out)
+    return found.crossed
+
+
+def _expected(source: Source, servers: tuple[str, ...], cut: int, horizon: int, levels: tuple[float, ...]) -> Expected:
+    """What Canvas must answer of the history as it stood `cut` steps ago: of the servers that had enough of it."""
     sent: list[str] = []
     starts, frequency = [], source.panel(servers[:1]).frequency
     for panel in _panels(source, servers):
@@ -58,14 +86,15 @@ def collect(
         enough = np.flatnonzero(past.counts() >= MIN_VALUES)
         sent += [past.servers[row] for row in enough]
         starts.append(past.as_of[enough] + frequency.step)
-    expected = Expected(tuple(sent), np.concatenate(starts), frequency, horizon, levels)
-    found = read_outputs(sorted(outputs.glob("*.out")), expected)
-    whole = np.full((len(servers), horizon, len(levels)), np.nan, np.float32)
+    return Expected(tuple(sent), np.concatenate(starts), frequency, horizon, levels)
+
+
+def _keep(values: Values, expected: Expected, servers: tuple[str, ...], out: Path) -> None:
+    whole = np.full((len(servers), *values.shape[1:]), np.nan, np.float32)
     place = {server: row for row, server in enumerate(servers)}
-    whole[[place[server] for server in sent]] = found.values
+    whole[[place[server] for server in expected.servers]] = values
     with out.open("wb") as file:
         np.save(file, whole, allow_pickle=False)
-    return found.crossed
 
 
 def _panels(source: Source, servers: tuple[str, ...]) -> Iterator[Panel]:

@@ -15,36 +15,31 @@ import random
 import re
 import shutil
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
-
-import numpy as np
 
 from app import forecasters
 from app.canvas.stages import Stage
 from app.compute import ChildDied, Compute, TooSlow
 from app.domain.cost import Settled
-from app.domain.forecast import Forecast
-from app.domain.panel import MIN_VALUES, Frequency
 from app.domain.run import Claim, Run, RunError, RunStatus
-from app.errors import Fatal, NotFound, Transient, Unavailable
+from app.errors import Fatal, Transient, Unavailable
 from app.failpoints import reach
+from app.services import judging
 from app.services.canvas import CANVAS, Canvas, Wait
 from app.services.coordination import Gate, Once
-from app.services.fitting import Case, Fitted, Judged, Part, Piece, Source, fit, judge_run
+from app.services.fitting import Fitted, Judged, Part, Piece, fit, judge_run
 from app.services.janitor import Janitor
-from app.storage import datasets as stored_datasets
+from app.services.judging import Plan
 from app.storage import forecasts as stored_forecasts
 from app.storage import ledger
-from app.storage import results as stored_results
 from app.storage import runs as stored_runs
 from app.storage.artifacts import Store
 from app.storage.database import Connection, Database
 from app.storage.faults import classify
 from app.storage.queue import Queue
-from app.storage.results import SCORES, ResultMatrix
 from app.storage.runs import Lost
 
 log = logging.getLogger(__name__)
@@ -69,17 +64,6 @@ class Policy:
     chunk_seconds: float
     outlier_z: float
     country: str
-
-
-@dataclass(frozen=True)
-class _Plan:
-    forecast: Forecast
-    source: Source
-    servers: tuple[str, ...]
-    windows: int
-    longest: int
-    frequency: Frequency
-    folder: Path
 
 
 @dataclass
@@ -130,7 +114,9 @@ class Runs:
 
     async def _carry(self, run_id: UUID) -> None:
         async with self._database.begin() as connection:
+            reach("before_claim")
             claim = await stored_runs.claim(connection, run_id, self._policy.lease_seconds)
+            reach("in_claim")
         if claim is None:
             return
         log.info("claimed run %s (%s), epoch %d, attempt %d", run_id, claim.model, claim.epoch, claim.attempt)
@@ -180,7 +166,7 @@ class Runs:
         """One step of a managed run: it waits for AWS, or is judged and stored as any other."""
         plan = await self._plan(claim)
         try:
-            step = await self._canvas.step(claim, plan.forecast, plan.source, plan.servers, plan.longest)
+            step = await self._canvas.step(claim, plan.forecast, plan.dataset, plan.source, plan.eligible)
         except (Transient, Unavailable) as error:
             log.warning("run %s: %s; trying again later", claim.run_id, error.detail)
             step = Wait(self._canvas.policy.poll_seconds, Stage(claim.stage or Stage.STAGING))
@@ -190,9 +176,11 @@ class Runs:
                     connection, claim, step.seconds, stage=step.stage, progress=step.stage.progress
                 ):
                     await self._queue.defer(connection, claim.run_id, in_seconds=step.seconds)
+                reach("in_park")
+            reach("after_park")
             return
-        case = self._case(claim, replace(plan, windows=step.windows), step.parts)
-        judged = await self._compute.run(judge_run, case, seconds=self._policy.chunk_seconds)
+        plan = replace(plan, windows=step.windows)
+        judged = await self._judged(plan, claim.model, step.parts)
         await self._store_results(claim, plan, judged, [], settled=step.settled, report=step.facts)
 
     async def reconcile(self) -> int:
@@ -238,7 +226,7 @@ class Runs:
                 log.warning("run %s: the database is away; the work goes on meanwhile", claim.run_id)
             await asyncio.sleep(min(1.0, lease / 3))
 
-    async def _computed(self, claim: Claim, progress: _Progress) -> tuple[Judged, _Plan, list[Fitted]]:
+    async def _computed(self, claim: Claim, progress: _Progress) -> tuple[Judged, Plan, list[Fitted]]:
         plan = await self._plan(claim)
         forecaster = forecasters.load(claim.model)
         members = forecaster.members if isinstance(forecaster, forecasters.Ensemble) else (claim.model,)
@@ -254,65 +242,26 @@ class Runs:
 
         made = [item for part in await _all(one(piece) for piece in pieces) for item in part]
         progress.stage = "judging"
-        case = self._case(claim, plan, [part for part, _ in made])
-        judged = await self._compute.run(judge_run, case, seconds=self._policy.chunk_seconds)
+        judged = await self._judged(plan, claim.model, [part for part, _ in made])
         progress.stage = "storing"
         return judged, plan, [fitted for _, fitted in made]
 
-    def _case(self, claim: Claim, plan: _Plan, parts: Sequence[Part]) -> Case:
-        return Case(
-            model=claim.model,
-            source=plan.source,
-            servers=plan.servers,
-            horizon=plan.forecast.request.horizon,
-            levels=plan.forecast.request.levels,
-            windows=plan.windows,
-            reported=min(plan.forecast.request.backtest_windows, plan.windows),
-            parts=tuple(parts),
-            seed=claim.forecast_id.int % 2**32,
-        )
+    async def _judged(self, plan: Plan, model: str, parts: Sequence[Part]) -> Judged:
+        case = judging.case(plan, model, parts)
+        return await self._compute.run(judge_run, case, seconds=self._policy.chunk_seconds)
 
-    async def _plan(self, claim: Claim) -> _Plan:
-        async with self._database.connect() as connection:
-            forecast = await stored_forecasts.get(connection, claim.forecast_id)
-            if forecast is None:
-                raise Lost
-            request = forecast.request
-            dataset = await stored_datasets.get(connection, request.dataset_id)
-            assert dataset is not None  # a foreign key holds it
-            servers = await stored_datasets.servers(connection, request.dataset_id, request.server_ids)
-        eligible = [server for server in servers if server.counts.get(request.metric, 0) >= MIN_VALUES]
+    async def _plan(self, claim: Claim) -> Plan:
+        plan = await judging.planned(self._database, self._store, claim.forecast_id, self._policy.country)
+        if plan is None:
+            raise Lost
+        await asyncio.to_thread(self._folder(plan).mkdir, parents=True, exist_ok=True)
         earlier = 0 if claim.model == CANVAS else forecasters.load(claim.model).earlier_windows
-        longest = max((server.rows for server in eligible), default=0)
-        windows = max(0, (longest - MIN_VALUES) // request.horizon)
-        folder = self._work / str(claim.forecast_id)
-        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-        return _Plan(
-            forecast=forecast,
-            source=Source(
-                str(await self._history(dataset.location)),
-                request.metric,
-                dataset.contents.units[request.metric],
-                self._policy.country,
-            ),
-            servers=tuple(server.server_id for server in eligible),
-            windows=min(windows, request.backtest_windows + earlier),
-            longest=longest,
-            frequency=dataset.contents.frequency,
-            folder=folder,
-        )
+        return replace(plan, windows=min(plan.windows, plan.forecast.request.backtest_windows + earlier))
 
-    async def _history(self, location: str) -> Path:
-        try:
-            return await self._store.local(location)
-        except NotFound:
-            raise Fatal(
-                "This worker's store does not have the history. Workers share the API's data folder, or use "
-                "HEADROOM_STORE=s3.",
-                slug="history-missing",
-            ) from None
+    def _folder(self, plan: Plan) -> Path:
+        return self._work / str(plan.forecast.id)
 
-    def _pieces(self, plan: _Plan, model: str) -> list[Piece]:
+    def _pieces(self, plan: Plan, model: str) -> list[Piece]:
         """The forecast first, then the windows from the newest."""
         size = forecasters.member(model).chunk or len(plan.servers)
         return [
@@ -321,7 +270,7 @@ class Runs:
             for start in range(0, len(plan.servers), size)
         ]
 
-    def _piece(self, plan: _Plan, model: str, window: int, start: int, servers: tuple[str, ...]) -> Piece:
+    def _piece(self, plan: Plan, model: str, window: int, start: int, servers: tuple[str, ...]) -> Piece:
         return Piece(
             model=model,
             window=window,
@@ -331,10 +280,10 @@ class Runs:
             horizon=plan.forecast.request.horizon,
             levels=plan.forecast.request.levels,
             outlier_z=self._policy.outlier_z,
-            out=str(plan.folder / f"{model}-{window}-{start}-{start + len(servers)}.npy"),
+            out=str(self._folder(plan) / f"{model}-{window}-{start}-{start + len(servers)}.npy"),
         )
 
-    async def _fitted(self, plan: _Plan, piece: Piece, failures: "_Failures") -> list[tuple[Part, Fitted]]:
+    async def _fitted(self, plan: Plan, piece: Piece, failures: "_Failures") -> list[tuple[Part, Fitted]]:
         """The piece; where its fit fails, its halves; where a single server fails, the stand-in for it."""
         stop = piece.start + len(piece.servers)
         try:
@@ -365,32 +314,20 @@ class Runs:
     async def _store_results(
         self,
         claim: Claim,
-        plan: _Plan,
+        plan: Plan,
         judged: Judged,
         fitted: list[Fitted],
         *,
         settled: Sequence[Settled] = (),
         report: Mapping[str, Any] | None = None,
     ) -> None:
-        found = ResultMatrix(
-            server_ids=plan.servers,
-            as_of=judged.as_of,
-            frequency=plan.frequency,
-            levels=plan.forecast.request.levels,
-            values=judged.values,
-            fallback=judged.fallback,
-            scores={name: judged.per_server[name].astype(np.float32) for name in SCORES},
-        )
-        stood_in = sum(name is not None for name in judged.fallback)
-        report = {
-            **(report or {}),
-            "windows": plan.windows,
+        stood_in = judging.stood_in(judged)
+        changed = {
             "filled_values": sum(piece.filled for piece in fitted),
             "capped_outliers": sum(piece.capped for piece in fitted),
-            "crossed_quantiles": judged.crossed,
-            "weights": judged.weights,
-            "paths": judged.template.source,
         }
+        seconds = sum(piece.seconds for piece in fitted)
+        ended = judging.columns(plan, judged, seconds, {**(report or {}), **changed})
         warnings = []
         if stood_in:
             warnings.append(f"{claim.model}: {stood_in} of {len(plan.servers)} servers were answered by {STAND_IN}")
@@ -400,24 +337,12 @@ class Runs:
             warnings.append(f"{claim.model}: the history is too short for a back-test; it is unscored")
         reach("before_store")
         async with self._database.begin() as connection:
-            kept = await stored_runs.end(
-                connection,
-                claim,
-                RunStatus.SUCCEEDED,
-                stage="done",
-                servers=len(plan.servers),
-                fallback_servers=stood_in,
-                scores=asdict(judged.scores) if judged.scores else None,
-                seconds=round(judged.seconds + sum(piece.seconds for piece in fitted), 3),
-                report=report,
-            )
+            kept = await stored_runs.end(connection, claim, RunStatus.SUCCEEDED, stage="done", **ended)
             if not kept:
                 raise Lost
             if settled:
-                balance = await ledger.settle(connection, claim.run_id, 1, settled)
-                await stored_runs.book(connection, claim.run_id, balance.settled)
-            await stored_results.write(connection, claim.run_id, found)
-            await stored_results.write_template(connection, claim.run_id, judged.template)
+                await self._canvas.settle(connection, claim.run_id, 1, settled)
+            await judging.keep(connection, claim.run_id, plan, judged)
             await stored_forecasts.settle(connection, claim.forecast_id, warnings)
             reach("before_commit")
         reach("after_commit")
@@ -425,12 +350,15 @@ class Runs:
 
     async def _end(self, claim: Claim, error: RunError) -> None:
         log.warning("run %s (%s) failed: %s", claim.run_id, claim.model, error.detail)
+        reach("before_end")
         async with self._database.begin() as connection:
             if not await stored_runs.end(connection, claim, RunStatus.FAILED, error):
                 return
             if claim.model == CANVAS:
                 await self._fall_back(connection, claim)
             await stored_forecasts.settle(connection, claim.forecast_id)
+            reach("in_end")
+        reach("after_end")
 
     async def _fall_back(self, connection: Connection, claim: Claim) -> None:
         """Where only a managed model was asked for, and it failed, `auto` answers, if the caller will have it."""

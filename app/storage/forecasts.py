@@ -100,6 +100,26 @@ async def settle(connection: AsyncConnection, forecast_id: UUID, warnings: Seque
     await connection.execute(sa.update(forecasts).where(forecasts.c.id == forecast_id).values(warnings=said, **values))
 
 
+async def hold(connection: AsyncConnection, forecast_id: UUID) -> Forecast | None:
+    """The forecast, which nobody else changes to the end of the transaction."""
+    await connection.execute(sa.select(forecasts.c.id).where(forecasts.c.id == forecast_id).with_for_update())
+    return await get(connection, forecast_id)
+
+
+async def settle_again(connection: AsyncConnection, forecast: Forecast, model: str, warnings: Sequence[str]) -> None:
+    """After a run of a forecast that is held was brought to success, whether or not the forecast had ended: derive the
+    status anew, and say of the model what holds now. A best model that stands stays."""
+    its_runs = (await stored_runs.of(connection, [forecast.id]))[forecast.id]
+    status = status_of([run.status for run in its_runs])
+    others = [said for said in forecast.warnings if not said.startswith((f"{model}: ", f"{model} "))]
+    values: dict[str, Any] = {"status": status, "warnings": [*others, *warnings], "revision": _NEXT_REVISION}
+    if status in ForecastStatus.TERMINAL:
+        values["best_model"] = forecast.best_model or rank(its_runs)[0].model
+        if forecast.status != status:
+            values["finished_at"] = sa.func.now()
+    await connection.execute(sa.update(forecasts).where(forecasts.c.id == forecast.id).values(**values))
+
+
 async def delete(connection: AsyncConnection, forecast_id: UUID) -> bool:
     """Gone with its runs and results, if it has ended; False when it has not (or is not there)."""
     gone = await connection.execute(

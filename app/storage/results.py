@@ -76,6 +76,12 @@ async def write_template(connection: AsyncConnection, run_id: UUID, template: Te
     )
 
 
+async def clear(connection: AsyncConnection, run_id: UUID) -> None:
+    """Make room for other results of the same run."""
+    for table in (results, run_paths):
+        await connection.execute(sa.delete(table).where(table.c.run_id == run_id))
+
+
 class Results:
     """Reads; each call a short transaction of its own."""
 

@@ -199,6 +199,31 @@ async def end(
     )
 
 
+async def bring(connection: AsyncConnection, run_id: UUID, before: RunStatus, detail: str, **columns: Any) -> None:
+    """A run that had ended has succeeded after all, by results from outside. The caller holds the forecast's row.
+
+    The epoch moves on, as with every change of hands.
+    """
+    allow(before, RunStatus.SUCCEEDED)
+    epoch = await connection.scalar(
+        sa.update(runs)
+        .where(runs.c.id == run_id, runs.c.status == before)
+        .values(
+            status=RunStatus.SUCCEEDED,
+            epoch=runs.c.epoch + 1,
+            error=None,
+            stage="done",
+            progress=1.0,
+            finished_at=sa.func.now(),
+            revision=_NEXT_REVISION,
+            **columns,
+        )
+        .returning(runs.c.epoch)
+    )
+    assert epoch is not None  # what has ended changes only under the forecast's lock
+    await _record(connection, run_id, before, RunStatus.SUCCEEDED, epoch, detail)
+
+
 async def book(connection: AsyncConnection, run_id: UUID, microusd: int) -> None:
     """What the run has cost, as the ledger has it."""
     await connection.execute(

@@ -1,0 +1,119 @@
+"""From what a run works on to its judged results in the database: what every run shares, whoever fitted it.
+
+It leaves out the fitting and the claim under which a worker does it (runs), AWS (canvas) and the files of a person
+(by_hand).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+from app.domain.forecast import Forecast
+from app.domain.panel import MIN_VALUES, Frequency
+from app.errors import Fatal, NotFound
+from app.services.fitting import Case, Judged, Part, Source
+from app.storage import datasets as stored_datasets
+from app.storage import forecasts as stored_forecasts
+from app.storage import results as stored_results
+from app.storage.artifacts import Store
+from app.storage.database import Connection, Database
+from app.storage.results import SCORES, ResultMatrix
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run works on: the servers that are eligible, and the back-test `windows` that the longest history of
+    them, `longest` rows, allows."""
+
+    forecast: Forecast
+    source: Source
+    servers: tuple[str, ...]
+    windows: int
+    longest: int
+    frequency: Frequency
+
+
+async def planned(database: Database, store: Store, forecast_id: UUID, country: str) -> Plan | None:
+    """None when the forecast is gone. Raises Fatal when this process cannot reach the history."""
+    async with database.connect() as connection:
+        forecast = await stored_forecasts.get(connection, forecast_id)
+        if forecast is None:
+            return None
+        request = forecast.request
+        dataset = await stored_datasets.get(connection, request.dataset_id)
+        assert dataset is not None  # a foreign key holds it
+        servers = await stored_datasets.servers(connection, request.dataset_id, request.server_ids)
+    eligible = [server for server in servers if server.counts.get(request.metric, 0) >= MIN_VALUES]
+    longest = max((server.rows for server in eligible), default=0)
+    try:
+        history = await store.local(dataset.location)
+    except NotFound:
+        raise Fatal(
+            "This process's store does not have the history. Workers share the API's data folder, or use "
+            "HEADROOM_STORE=s3.",
+            slug="history-missing",
+        ) from None
+    return Plan(
+        forecast=forecast,
+        source=Source(str(history), request.metric, dataset.contents.units[request.metric], country),
+        servers=tuple(server.server_id for server in eligible),
+        windows=max(0, (longest - MIN_VALUES) // request.horizon),
+        longest=longest,
+        frequency=dataset.contents.frequency,
+    )
+
+
+def case(plan: Plan, model: str, parts: Sequence[Part]) -> Case:
+    """What the judge is given."""
+    request = plan.forecast.request
+    return Case(
+        model=model,
+        source=plan.source,
+        servers=plan.servers,
+        horizon=request.horizon,
+        levels=request.levels,
+        windows=plan.windows,
+        reported=min(request.backtest_windows, plan.windows),
+        parts=tuple(parts),
+        seed=plan.forecast.id.int % 2**32,
+    )
+
+
+def columns(plan: Plan, judged: Judged, seconds: float, report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the row of a run that succeeded says of its results."""
+    return {
+        "servers": len(plan.servers),
+        "fallback_servers": stood_in(judged),
+        "scores": asdict(judged.scores) if judged.scores else None,
+        "seconds": round(judged.seconds + seconds, 3),
+        "report": {
+            **report,
+            "windows": plan.windows,
+            "crossed_quantiles": judged.crossed,
+            "weights": judged.weights,
+            "paths": judged.template.source,
+        },
+    }
+
+
+def stood_in(judged: Judged) -> int:
+    """Servers that another model answered for."""
+    return sum(name is not None for name in judged.fallback)
+
+
+async def keep(connection: Connection, run_id: UUID, plan: Plan, judged: Judged) -> None:
+    """The results, in the caller's transaction."""
+    found = ResultMatrix(
+        server_ids=plan.servers,
+        as_of=judged.as_of,
+        frequency=plan.frequency,
+        levels=plan.forecast.request.levels,
+        values=judged.values,
+        fallback=judged.fallback,
+        scores={name: judged.per_server[name].astype(np.float32) for name in SCORES},
+    )
+    await stored_results.write(connection, run_id, found)
+    await stored_results.write_template(connection, run_id, judged.template)
