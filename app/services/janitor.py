@@ -12,6 +12,7 @@ from pathlib import Path
 from app.aws.sagemaker import AutoMLJob, JobStatus, SageMaker, TransformJob
 from app.canvas.requests import name_prefix
 from app.errors import Fatal, Transient
+from app.failpoints import reach
 from app.services.canvas import Canvas, Files, purposes, spec_of
 from app.storage import ledger, managed
 from app.storage import runs as stored_runs
@@ -50,6 +51,7 @@ class Janitor:
         job = await self._sagemaker.automl(spec.name)
         transforms = [await self._sagemaker.transform(spec.transform_name(purpose)) for purpose in purposes(state)]
         if not await self._stopped(job, transforms):
+            reach("clean.stopping")
             return
         if any(not intent.created_on_aws and not intent.expired for intent in intents):
             return  # its call may still be under way
@@ -57,12 +59,17 @@ class Janitor:
         async with self._database.begin() as connection:
             balance = await ledger.settle(connection, state.run_id, state.attempt, billed)
             await stored_runs.book(connection, state.run_id, balance.settled)
+            reach("clean.billed")
+        reach("clean.settled")
         await self._sagemaker.delete_model(spec.name)
+        reach("clean.deregistered")
         for purpose in purposes(state):
             await self._files.delete_prefix(spec.input_prefix(purpose))
             await self._files.delete_prefix(spec.output_prefix(purpose))
+        reach("clean.emptied")
         async with self._database.begin() as connection:
             await managed.gone(connection, state.run_id)
+        reach("clean.gone")
 
     async def _stopped(self, job: AutoMLJob | None, transforms: list[TransformJob | None]) -> bool:
         """Ask what still runs to stop; whether nothing does."""
