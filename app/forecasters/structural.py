@@ -1,16 +1,9 @@
 """Structural regression: calendar, trend and level of a whole fleet, solved at once.
 
-It holds the model from the scaled values to its quantiles. It leaves out the calibration of these quantiles
-(domain/calibration) and the choice between models (auto).
+It holds the way from values without their calendar to quantiles. It leaves out the calendar (_adjustment), the
+calibration of these quantiles (domain/calibration) and the choice between models (auto).
 
-    log(y + c) = level and trend + year + weekday + weekday by season + holidays + end of quarter + regressors
-                 └─ learnt anew ─┘ └──────────── calendar: ridge regression, shrunk to the fleet ────────────┘
-
-1. **Calendar.** Servers that share their first and last row share the design matrix, so one factorisation serves
-   them all. Ridge regression (Hoerl & Kennard 1970) with a piecewise linear trend of penalised changes; each
-   server's effects are shrunk towards those of the whole fleet, from which a young server inherits what it has
-   not yet lived through. Outliers are pulled to the fit and the fit repeated (Huber 1981, pseudo-values: the
-   matrix stays the same, so this costs two products).
+1. **Calendar.** Taken out by regression, known ahead.
 2. **Level.** What is left, the value without its calendar, is forecast from exponential averages of several
    lengths; how much each counts, by distance, is a regression over many past origins, per server shrunk to the
    fleet. A random walk ends at its recent level, noise at its long one: nothing is extrapolated that did not
@@ -19,44 +12,16 @@ It holds the model from the scaled values to its quantiles. It leaves out the ca
    server, their shape by server shrunk to the fleet's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
-from scipy.signal import lfilter
 
-from app.domain import calendar
 from app.domain.calibration import normal_scores_of
-from app.domain.panel import MIN_VALUES, Array, Frequency, Index, Panel, Times
-
-Mask = NDArray[np.bool_]
-
-DAY = np.timedelta64(86_400, "s")
-
-OFFSET, OFFSET_BOUNDED = 0.5, 4.0
-"""c, as a share of the server's mean: between the logarithm (0) and the plain value (large). What cannot pass 100
-does not grow by factors."""
-NOISE = 1.0
-"""Variance of a step's noise, in variances of the server: with it the prior deviations below become penalties."""
-CHANGES = 25
-CHANGE = 0.02
-"""Number of trend changes, and the prior deviation of each in slope: server deviations per fifth of history."""
-YEAR, HARMONICS = 1.0, 8
-"""Prior deviation of the first yearly harmonic; the k-th has a k-th of it."""
-YEARS = ((300, 0), (500, 2), (720, 4))
-"""Under so many days of history, only so many harmonics."""
-WEEKDAY, WEEKDAY_OF_HOURS, WEEKDAY_SEASON, HOUR = 2.0, 0.25, 0.1, 2.0
-HOLIDAY, NEIGHBOUR, QUARTER, REGRESSOR = 1.0, 0.6, 0.1, 0.5
-OWN = 10.0
-"""How many times stiffer a server's departure from the fleet's calendar is than the fleet's calendar itself."""
-HUBER = 2.0
-"""Residuals beyond so many robust deviations are pulled in."""
-ROUNDS = 3
-REFERENCES = 200
-"""Servers of full history by which a young one's deviation is judged."""
+from app.domain.panel import Array, Index, Panel
+from app.forecasters import _adjustment
+from app.forecasters._adjustment import Mask, Scale, average
 
 MEMORIES = (1, 4, 16, 64)
 """Half-lives of the level's averages, in steps."""
@@ -80,7 +45,7 @@ class StructuralPredictor:
     centre: Array  # (servers, horizon)
     spread: Array  # (servers, horizon)
     shape: Array  # (servers, levels of GRID): quantiles of errors in units of the spread
-    scale: "_Scale"
+    scale: Scale
 
     def predict(self, horizon: int, quantiles: Sequence[float]) -> Array:
         at = _between(self.shape, quantiles)
@@ -95,303 +60,25 @@ class Structural:
     earlier_windows: int = 3
 
     def fit(self, panel: Panel, horizon: int) -> StructuralPredictor:
-        alive = (np.arange(panel.steps) >= panel.first[:, None]) & (np.arange(panel.steps) <= panel.last[:, None])
-        scale = _scale(panel, alive)
-        scaled = np.where(alive, scale.there(np.nan_to_num(panel.values)), 0.0)
-        times = panel.times_with_future(horizon)
-        design = _design(times, panel.steps, panel.frequency, panel.country)
-        regressors = _regressors(panel, len(times))
-
-        effect, tamed, optimism = _calendar(scaled, alive, panel, design, regressors)
-        past, ahead = effect[:, : panel.steps], panel.future_columns(horizon)
-        settled = np.where(alive, tamed - past, 0.0)
-        actual = np.where(alive, scaled - past, 0.0)
-        season = _season_of_spread(np.where(alive, actual - _average(settled, alive, 16), 0.0), alive, panel, design)
-
-        level, origins, expected = _level(settled, alive, panel, horizon)
-        spread, shape = _errors(actual, season, origins, expected, panel, horizon)
-        spread *= optimism[:, None] * np.take_along_axis(season, ahead, axis=1)
-        centre = level + np.take_along_axis(effect, ahead, axis=1)
-        return StructuralPredictor(centre, spread, shape, scale)
+        known = _adjustment.adjust(panel, horizon)
+        level, origins, expected = _level(known.settled, known.alive, panel, horizon)
+        spread, shape = _errors(known.actual, known.season, origins, expected, panel, horizon)
+        ahead = panel.future_columns(horizon)
+        spread *= known.optimism[:, None] * np.take_along_axis(known.season, ahead, axis=1)
+        centre = level + np.take_along_axis(known.effect, ahead, axis=1)
+        return StructuralPredictor(centre, spread, shape, known.scale)
 
 
 FORECASTER = Structural()
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """Each server's values to logarithms of mean 0 and deviation 1, and back; all (servers,).
-
-    `offset` is c, NaN for servers with negative values, which stay on their own scale. `low`, `high` are bounds
-    on the way back, in deviations: twice the range that was seen.
-    """
-
-    offset: Array
-    middle: Array
-    deviation: Array
-    low: Array
-    high: Array
-
-    def there(self, values: Array) -> Array:
-        return (_logarithm(values, self.offset[:, None]) - self.middle[:, None]) / self.deviation[:, None]
-
-    def back(self, scaled: Array) -> Array:
-        """(servers, horizon, levels)."""
-        bounded = np.clip(scaled, self.low[:, None, None], self.high[:, None, None])
-        plain = bounded * self.deviation[:, None, None] + self.middle[:, None, None]
-        offset = self.offset[:, None, None]
-        return np.where(np.isnan(offset), plain, np.exp(np.where(np.isnan(offset), 0.0, plain)) - offset)
-
-
-def _logarithm(values: Array, offset: Array) -> Array:
-    plain = np.isnan(offset)
-    return np.where(plain, values, np.log(np.where(plain, 1.0, np.maximum(values, 0.0) + offset)))
-
-
-def _scale(panel: Panel, alive: Mask) -> _Scale:
-    values = np.where(alive, panel.values, np.nan)
-    mean = np.nanmean(np.abs(values), axis=1)
-    share = np.where(np.isfinite(panel.upper), OFFSET_BOUNDED, OFFSET)
-    offset = np.where(mean > 0, share * mean, 1.0)
-    offset[np.nanmin(values, axis=1) < 0] = np.nan
-    logs = _logarithm(values, offset[:, None])
-    logs = np.where(alive, logs, np.nan)
-    middle = np.nanmedian(logs, axis=1)
-    deviation = np.nanstd(logs, axis=1)
-    deviation = np.where(deviation > 1e-9 * (1 + np.abs(middle)), deviation, 1.0) * _youth(logs, panel)
-    low, high = (np.nanmin(logs, axis=1) - middle) / deviation, (np.nanmax(logs, axis=1) - middle) / deviation
-    return _Scale(offset, middle, deviation, low - (high - low), high + (high - low))
-
-
-def _youth(logs: Array, panel: Panel) -> Array:
-    """How much more the longest-lived servers vary over all their life than over a younger one's: (servers,).
-
-    Effects are shared in units of the deviation, and a server of three months has not shown its year yet.
-    """
-    length = panel.last - panel.first
-    old = np.flatnonzero(length == length.max())[:REFERENCES]
-    known = np.nan_to_num(logs[old])
-    sums, squares = (np.pad(np.cumsum(power, axis=1), ((0, 0), (1, 0))) for power in (known, known**2))
-    whole = np.nanstd(logs[old], axis=1)
-    result = np.ones(len(panel))
-    for members, start, stop in _groups(panel):
-        start = max(start, int(panel.first[old].max()))
-        if stop - start < MIN_VALUES:
-            continue
-        mean = (sums[:, stop] - sums[:, start]) / (stop - start)
-        seen = np.sqrt(np.maximum((squares[:, stop] - squares[:, start]) / (stop - start) - mean**2, 0.0))
-        varied = (seen > 0) & (whole > 0)
-        if varied.any():
-            result[members] = np.clip(np.median(whole[varied] / seen[varied]), 1.0, 3.0)
-    return result
-
-
-@dataclass(frozen=True)
-class _Design:
-    """Columns (steps + horizon, K), the prior deviation of each, and what each is.
-
-    `harmonic` is k for the k-th yearly harmonic and for what only a year can teach (1), 0 for other columns;
-    `trend` marks the columns that are no calendar, `slow` these and the year, `rhythm` what the spread may follow.
-    """
-
-    columns: Array
-    prior: Array
-    harmonic: Index
-    trend: Mask
-    slow: Mask
-    rhythm: Mask
-
-    def penalty(self, steps: int, frequency: Frequency) -> Array:
-        """Ridge penalty of each column for a history of so many steps; what it cannot teach is held at zero."""
-        days = steps / frequency.per_day
-        most = next((k for limit, k in YEARS if days < limit), HARMONICS)
-        return np.where(self.harmonic > most, 1e9, NOISE / self.prior**2)
-
-
-def _design(times: Times, steps: int, frequency: Frequency, country: str) -> _Design:
-    columns: list[tuple[Array, float, int, bool, bool, bool]] = []
-
-    def add(
-        column: NDArray[np.generic],
-        prior: float,
-        harmonic: int = 0,
-        trend: bool = False,
-        slow: bool = False,
-        rhythm: bool = False,
-    ) -> None:
-        columns.append((np.asarray(column, dtype=np.float64), prior, harmonic, trend, trend or slow, rhythm))
-
-    step = np.arange(len(times))
-    add(np.ones(len(times)), 10.0, trend=True)
-    add(5 * step / steps, 5 * CHANGE, trend=True)
-    for change in np.linspace(0, 0.92 * steps, CHANGES + 1)[1:]:
-        add(5 * np.maximum(step - change, 0) / steps, CHANGE, trend=True)
-
-    year = 2 * np.pi * calendar.day_of_year(times)
-    for k in range(1, HARMONICS + 1):
-        for wave in (np.cos, np.sin):
-            add(wave(k * year), YEAR / k, harmonic=k, slow=True, rhythm=k <= 2)
-
-    weekday = calendar.weekday(times)
-    for day in range(7):
-        on = weekday == day
-        add(on, WEEKDAY if frequency is Frequency.DAILY else WEEKDAY_OF_HOURS, rhythm=True)
-        if frequency is Frequency.DAILY:
-            for k in (1, 2):
-                for wave in (np.cos, np.sin):
-                    add(on * wave(k * year), WEEKDAY_SEASON / k, harmonic=1)
-    if frequency is Frequency.HOURLY:
-        hour, weekend = calendar.hour(times), calendar.is_weekend(times)
-        for h in range(24):
-            add(hour == h, HOUR, rhythm=True)
-            add((hour == h) & weekend, HOUR / 4)
-
-    around = {shift: calendar.holidays(times + shift * DAY, country) for shift in (-1, 0, 1)}
-    for name, on in around[0].items():
-        add(on, HOLIDAY)
-        for shift in (-1, 1):
-            if "observed" not in name and name in around[shift]:
-                add(around[shift][name], NEIGHBOUR)
-    add(calendar.end_of_quarter(times), QUARTER)
-    add(calendar.days_to_quarter_end(times) < 2, QUARTER)
-
-    matrix, prior, harmonic, trend, slow, rhythm = zip(*columns, strict=True)
-    return _Design(
-        np.column_stack(matrix), np.array(prior), np.array(harmonic), np.array(trend), np.array(slow), np.array(rhythm)
-    )
-
-
-def _regressors(panel: Panel, width: int) -> Array | None:
-    """Known-ahead columns as (servers, steps + horizon, K), mean 0 and deviation 1 each, 0 where not known."""
-    if not panel.known:
-        return None
-    result = np.zeros((len(panel), width, len(panel.known)))
-    for k, column in enumerate(panel.known.values()):
-        seen = column[:, :width]
-        count = np.maximum(np.isfinite(seen).sum(axis=1, keepdims=True), 1)
-        mean = np.nansum(seen, axis=1, keepdims=True) / count
-        deviation = np.sqrt(np.nansum((seen - mean) ** 2, axis=1, keepdims=True) / count)
-        result[:, : seen.shape[1], k] = np.nan_to_num((seen - mean) / np.where(deviation > 0, deviation, 1.0))
-    return result
-
-
-def _groups(panel: Panel) -> Iterator[tuple[Index, int, int]]:
-    """Servers that share their first and last row: their indices, and the columns [start, stop) of both."""
-    spans, group = np.unique(np.column_stack([panel.first, panel.last]), axis=0, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    for (first, last), members in zip(spans, np.split(order, np.cumsum(np.bincount(group))[:-1]), strict=True):
-        yield members, int(first), int(last) + 1
-
-
-def _calendar(
-    scaled: Array, alive: Mask, panel: Panel, design: _Design, regressors: Array | None
-) -> tuple[Array, Array, Array]:
-    """Calendar effect of each server at each step and ahead (servers, steps + horizon); the values with their
-    outliers pulled in (servers, steps); how many times larger an error is ahead than in the fit (servers,)."""
-    matrix, known = design.columns, ~design.trend
-    shared = _fleet(matrix[: panel.steps], np.clip(scaled, -4.0, 4.0), alive, _longest_penalty(panel, design)) * known
-    shared_effect = matrix @ shared
-    stiffness = np.where(design.trend, 1.0, OWN)
-
-    effect = np.empty((len(panel), len(matrix)))
-    tamed = scaled.copy()
-    optimism = np.empty(len(panel))
-    for members, start, stop in _groups(panel):
-        rows = matrix[start:stop]
-        gram = rows.T @ rows
-        factor = cho_factor(gram + np.diag(stiffness * design.penalty(stop - start, panel.frequency)))
-        used = np.diag(cho_solve(factor, gram))  # degrees of freedom that each column takes
-        z = None if regressors is None else regressors[members]
-        values = scaled[members, start:stop]
-        for _ in range(ROUNDS):
-            left = tamed[members, start:stop] - shared_effect[start:stop]
-            beta = cho_solve(factor, rows.T @ left.T)
-            own_effect = 0.0
-            if z is not None:
-                beta, gamma = _with_regressors(rows, z[:, start:stop], left, factor, beta)
-                own_effect = np.einsum("ntk,nk->nt", z, gamma)
-            effect[members] = shared_effect + (matrix[:, known] @ beta[known]).T + own_effect
-            fit = (rows[:, design.trend] @ beta[design.trend]).T + effect[members, start:stop]
-            limit = HUBER * 1.4826 * np.median(np.abs(values - fit), axis=1, keepdims=True) + 1e-6
-            tamed[members, start:stop] = fit + np.clip(values - fit, -limit, limit)
-        persistence = _persistence(tamed[members, start:stop] - fit)
-        share = (used[~design.slow].sum() + used[design.slow].sum() * (1 + persistence) / (1 - persistence)) / (
-            stop - start
-        )
-        optimism[members] = np.sqrt((1 + np.minimum(share, 0.6)) / (1 - np.minimum(share, 0.6)))
-    return effect, tamed, optimism
-
-
-def _persistence(residual: Array) -> Array:
-    """Correlation of each row with itself a step later, within [0, 0.85]: (servers,).
-
-    A slow column takes up persistent noise as if it were (1 + r) / (1 - r) columns (Bayley & Hammersley 1946).
-    """
-    square = (residual**2).sum(axis=1)
-    product = (residual[:, 1:] * residual[:, :-1]).sum(axis=1)
-    return np.asarray(np.clip(product / np.where(square > 0, square, 1.0), 0.0, 0.85))
-
-
-def _fleet(columns: Array, values: Array, alive: Mask, penalty: Array) -> Array:
-    """Coefficients of the whole fleet's ridge regression, each value of each server one row: (K,)."""
-    share = alive.mean(axis=0)
-    gram = (columns * share[:, None]).T @ columns
-    return np.asarray(np.linalg.solve(gram + np.diag(penalty), columns.T @ np.where(alive, values, 0.0).mean(axis=0)))
-
-
-def _longest_penalty(panel: Panel, design: _Design) -> Array:
-    return design.penalty(int((panel.last - panel.first).max()) + 1, panel.frequency)
-
-
-def _with_regressors(
-    rows: Array, regressors: Array, left: Array, factor: tuple[Array, bool], alone: Array
-) -> tuple[Array, Array]:
-    """The joint ridge solution of shared columns and each server's own, by block elimination.
-
-    `alone` (K, servers) solves without them. Returns the shared columns' coefficients and (servers, own columns).
-    """
-    across = np.einsum("tp,ntk->npk", rows, regressors)
-    servers, shared, k = across.shape
-    solved = cho_solve(factor, across.transpose(1, 0, 2).reshape(shared, -1)).reshape(shared, servers, k)
-    schur = np.einsum("ntk,ntl->nkl", regressors, regressors) - np.einsum("npk,pnl->nkl", across, solved)
-    schur += NOISE / REGRESSOR**2 * np.eye(k)
-    right = np.einsum("ntk,nt->nk", regressors, left) - np.einsum("npk,pn->nk", across, alone)
-    gamma = np.linalg.solve(schur, right[..., None])[..., 0]
-    return alone - np.einsum("pnk,nk->pn", solved, gamma), gamma
-
-
-def _season_of_spread(residual: Array, alive: Mask, panel: Panel, design: _Design) -> Array:
-    """How the size of residuals follows the calendar, around 1: (servers, steps + horizon)."""
-    columns = design.columns[:, design.rhythm]
-    size = np.abs(residual)
-    typical = np.maximum(size.sum(axis=1, keepdims=True) / alive.sum(axis=1, keepdims=True), 1e-9)
-    excess = np.where(alive, np.minimum(size / typical, 5.0) - 1.0, 0.0)
-    penalty = np.maximum(_longest_penalty(panel, design)[design.rhythm], 10.0)
-    shared = _fleet(columns[: panel.steps], excess, alive, penalty)
-    result = np.empty((len(panel), len(columns)))
-    for members, start, stop in _groups(panel):
-        rows = columns[start:stop]
-        left = excess[members, start:stop] - rows @ shared
-        own = np.linalg.solve(rows.T @ rows + np.diag(OWN * penalty), rows.T @ left.T)
-        result[members] = 1.0 + columns @ shared + (columns @ own).T
-    return np.clip(result, 0.4, 2.5)
-
-
-def _average(values: Array, alive: Mask, half_life: float) -> Array:
-    """Exponential average of the values up to each step, as if nothing had been before the first."""
-    keep = 0.5 ** (1 / half_life)
-    total = lfilter([1 - keep], [1, -keep], values, axis=1)
-    weight = lfilter([1 - keep], [1, -keep], alive.astype(np.float64), axis=1)
-    return np.asarray(total / np.maximum(weight, 1e-12))
 
 
 def _level(settled: Array, alive: Mask, panel: Panel, horizon: int) -> tuple[Array, Index, Array]:
     """The level ahead (servers, horizon); and for past origins (servers, ORIGINS) what it was expected to be
     (servers, ORIGINS, blocks of the horizon)."""
     long = np.cumsum(settled, axis=1) / np.maximum(np.cumsum(alive, axis=1), 1)
-    features = np.stack([_average(settled, alive, half_life) - long for half_life in MEMORIES], axis=-1)
+    features = np.stack([average(settled, alive, half_life) - long for half_life in MEMORIES], axis=-1)
     sums = np.concatenate([np.zeros((len(panel), 1)), np.cumsum(settled, axis=1)], axis=1)
-    departure = np.where(alive, settled - _average(settled, alive, 16), 0.0)
+    departure = np.where(alive, settled - average(settled, alive, 16), 0.0)
     noise = np.maximum(np.sqrt((departure**2).sum(axis=1) / alive.sum(axis=1)), 1e-6)[:, None]
 
     servers = np.arange(len(panel))[:, None]
