@@ -188,6 +188,7 @@ class Canvas:
     ) -> Wait | Collected:
         """One stage, as far as it goes. Raises Fatal, of which the run dies, or Transient: try again later."""
         state = await self._state(claim, forecast, steps)
+        reach("canvas.begun")
         spec = spec_of(state)
         took = (datetime.now(UTC) - datetime.fromisoformat(state.facts["began"])).total_seconds()
         if took > self.policy.deadline_seconds:
@@ -253,6 +254,7 @@ class Canvas:
             )
             for file in written.files:
                 await self._files.put_file(spec.input_prefix(purpose) + file.name, file)
+            reach(f"canvas.uploaded.{purpose}")
             found["inputs"][purpose] = {"rows": written.rows, "files": len(written.files)}
             if number == 0:
                 found["spec"] = {
@@ -349,6 +351,7 @@ class Canvas:
                 return self._later(Stage.COLLECTING)
             for number, key in enumerate(keys):
                 await self._files.get_file(key, folder / f"{number:04}.out")
+            reach(f"canvas.fetched.{purpose}")
             out = self._folder(state) / f"{purpose}.npy"
             cut = window_of(purpose) * spec.horizon
             await self._compute.run(
@@ -426,6 +429,7 @@ class Canvas:
         async with self._database.begin() as connection:
             await stored_runs.keep(connection, claim)
             await managed.advance(connection, state.run_id, stage, found)
+        reach(f"canvas.reached.{stage}")
         return Wait(0.0, stage)
 
     def _folder(self, state: Managed) -> Path:
@@ -433,6 +437,7 @@ class Canvas:
         return self._work / str(state.forecast_id) / CANVAS
 
     def _later(self, stage: Stage) -> Wait:
+        reach(f"canvas.polled.{stage}")
         return Wait(self.policy.poll_seconds * random.uniform(0.8, 1.2), stage)
 
 
