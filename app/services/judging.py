@@ -6,13 +6,15 @@ It leaves out the fitting and the claim under which a worker does it (runs), AWS
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
 import numpy as np
 
+from app.domain.dataset import Dataset, Server
 from app.domain.forecast import Forecast
-from app.domain.panel import MIN_VALUES, Frequency
+from app.domain.panel import MIN_VALUES
 from app.errors import Fatal, NotFound
 from app.services.fitting import Case, Judged, Part, Source
 from app.storage import datasets as stored_datasets
@@ -25,15 +27,17 @@ from app.storage.results import SCORES, ResultMatrix
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run works on: the servers that are eligible, and the back-test `windows` that the longest history of
-    them, `longest` rows, allows."""
+    """What a run works on: the servers that are `eligible`, and the back-test `windows` that their history allows."""
 
     forecast: Forecast
+    dataset: Dataset
     source: Source
-    servers: tuple[str, ...]
+    eligible: tuple[Server, ...]
     windows: int
-    longest: int
-    frequency: Frequency
+
+    @cached_property
+    def servers(self) -> tuple[str, ...]:
+        return tuple(server.server_id for server in self.eligible)
 
 
 async def planned(database: Database, store: Store, forecast_id: UUID, country: str) -> Plan | None:
@@ -46,7 +50,7 @@ async def planned(database: Database, store: Store, forecast_id: UUID, country: 
         dataset = await stored_datasets.get(connection, request.dataset_id)
         assert dataset is not None  # a foreign key holds it
         servers = await stored_datasets.servers(connection, request.dataset_id, request.server_ids)
-    eligible = [server for server in servers if server.counts.get(request.metric, 0) >= MIN_VALUES]
+    eligible = tuple(server for server in servers if server.counts.get(request.metric, 0) >= MIN_VALUES)
     longest = max((server.rows for server in eligible), default=0)
     try:
         history = await store.local(dataset.location)
@@ -58,11 +62,10 @@ async def planned(database: Database, store: Store, forecast_id: UUID, country: 
         ) from None
     return Plan(
         forecast=forecast,
+        dataset=dataset,
         source=Source(str(history), request.metric, dataset.contents.units[request.metric], country),
-        servers=tuple(server.server_id for server in eligible),
+        eligible=eligible,
         windows=max(0, (longest - MIN_VALUES) // request.horizon),
-        longest=longest,
-        frequency=dataset.contents.frequency,
     )
 
 
@@ -109,7 +112,7 @@ async def keep(connection: Connection, run_id: UUID, plan: Plan, judged: Judged)
     found = ResultMatrix(
         server_ids=plan.servers,
         as_of=judged.as_of,
-        frequency=plan.frequency,
+        frequency=plan.dataset.contents.frequency,
         levels=plan.forecast.request.levels,
         values=judged.values,
         fallback=judged.fallback,
