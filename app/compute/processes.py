@@ -1,7 +1,7 @@
-"""Where heavy work runs: child processes here, limited in memory and time.
+"""Child processes of this one, limited in memory and time.
 
-A child that dies, hangs or outgrows its memory fails its own task and no other. Nothing here knows what the
-tasks are. The pool comes to life with the first task, so a process that never runs one pays nothing.
+A child that dies, hangs or outgrows its memory fails its own task and no other. The pool comes to life with the
+first task, so a process that never runs one pays nothing.
 """
 
 import asyncio
@@ -15,40 +15,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
 
+from app.compute._contract import Answer, ChildDied, TooSlow
 from app.scratch import claim, sweep
 
-Answer = TypeVar("Answer")
 _PR_SET_PDEATHSIG = 1
-
-
-class ChildDied(Exception):
-    """The child process ended without an answer: out of memory, a crash in native code, or killed."""
-
-
-class TooSlow(Exception):
-    """The task ran past its time and was killed."""
-
-
-class Compute(Protocol):
-    @property
-    def processes(self) -> int:
-        """How many tasks run side by side."""
-        ...
-
-    async def run(self, function: Callable[..., Answer], *args: object, seconds: float) -> Answer:
-        """The answer of an importable function, called elsewhere with picklable arguments.
-
-        Raises what the function raised, ChildDied or TooSlow. Cancelling the wait kills the child that has the task.
-        """
-        ...
-
-    def close(self) -> None:
-        """Kill what still runs."""
-        ...
 
 
 class Processes:
@@ -58,7 +31,7 @@ class Processes:
     """
 
     def __init__(self, processes: int, memory_mb: int, scratch: Path) -> None:
-        self.processes, self._scratch = processes, scratch
+        self._scratch = scratch
         sweep(scratch)
         # Children are the parallelism: one thread each, or they would fight over the cores.
         for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
