@@ -39,6 +39,11 @@ class Plan:
     def servers(self) -> tuple[str, ...]:
         return tuple(server.server_id for server in self.eligible)
 
+    @cached_property
+    def longest(self) -> int:
+        """Rows of the server that has most."""
+        return _longest(self.eligible)
+
 
 async def planned(database: Database, store: Store, forecast_id: UUID, country: str) -> Plan | None:
     """None when the forecast is gone. Raises Fatal when this process cannot reach the history."""
@@ -51,7 +56,6 @@ async def planned(database: Database, store: Store, forecast_id: UUID, country: 
         assert dataset is not None  # a foreign key holds it
         servers = await stored_datasets.servers(connection, request.dataset_id, request.server_ids)
     eligible = tuple(server for server in servers if server.counts.get(request.metric, 0) >= MIN_VALUES)
-    longest = max((server.rows for server in eligible), default=0)
     try:
         history = await store.local(dataset.location)
     except NotFound:
@@ -65,8 +69,12 @@ async def planned(database: Database, store: Store, forecast_id: UUID, country: 
         dataset=dataset,
         source=Source(str(history), request.metric, dataset.contents.units[request.metric], country),
         eligible=eligible,
-        windows=max(0, (longest - MIN_VALUES) // request.horizon),
+        windows=max(0, (_longest(eligible) - MIN_VALUES) // request.horizon),
     )
+
+
+def _longest(servers: Sequence[Server]) -> int:
+    return max((server.rows for server in servers), default=0)
 
 
 def case(plan: Plan, model: str, parts: Sequence[Part]) -> Case:
