@@ -28,7 +28,7 @@ class Settings(BaseSettings):
         None, validation_alias="DATABASE_URL", description="PostgreSQL 15+; without it the embedded one is started"
     )
     compute_url: str | None = Field(
-        None, validation_alias="COMPUTE_URL", description="a Dask scheduler; without it fits run in processes here"
+        None, validation_alias="COMPUTE_URL", description="a Dask scheduler, whose nodes fit; without it processes here do"
     )
     compute_processes: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="child processes for fits"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from app.aws.s3 import S3, Bucket, S3Store
 from app.aws.sagemaker import RealSageMaker
-from app.compute import Compute, Processes
+from app.compute import Compute, Nodes, Processes
 from app.domain.cost import LIST_PRICES, Assumptions, PriceTable, microdollars
 from app.domain.risk import Levels
 from app.domain.run import RunError
@@ -21,6 +21,7 @@ from app.services.forecasts import Forecasts, Limits
 from app.services.health import Health
 from app.services.janitor import Janitor
 from app.services.keys import Keys
+from app.services.placing import Elsewhere, Here
 from app.services.risk import RiskService
 from app.services.runs import Policy, Runs
 from app.settings import Settings
@@ -61,21 +62,35 @@ async def assemble(settings: Settings) -> AsyncIterator[Services]:
     assert settings.database_url is not None, "the command line fills it in, from the embedded PostgreSQL if need be"
     make_folder(settings.data_dir)
     database = Database(settings.database_url)
+    nodes = _nodes(settings)
     compute = Processes(settings.compute_processes, settings.compute_memory_mb, settings.data_dir / "scratch")
     try:
         async with database.connect() as connection:
             installation = await installation_id(connection)
-        services = _services(settings, database, compute, installation)
+        services = _services(settings, database, compute, nodes, installation)
         await services.datasets.sweep()
         yield services
     finally:
+        if nodes is not None:
+            await nodes.close()
         compute.close()
         await database.close()
 
 
-def _services(settings: Settings, database: Database, compute: Compute, installation: str) -> Services:
+def _nodes(settings: Settings) -> Nodes | None:
+    if settings.compute_url is None:
+        return None
+    from app.compute.cluster import Cluster  # loads Dask, which those without a cluster need not carry
+
+    return Cluster(settings.compute_url, settings.compute_memory_mb)
+
+
+def _services(
+    settings: Settings, database: Database, compute: Compute, nodes: Nodes | None, installation: str
+) -> Services:
     queue = Queue(application(database.url))
     store, work = _store(settings, installation), settings.data_dir / "work" / installation
+    place = Elsewhere(compute, nodes) if nodes else Here(compute)
     results = Results(database)
     aws = _aws(settings)
     canvas = Canvas(
@@ -98,7 +113,7 @@ def _services(settings: Settings, database: Database, compute: Compute, installa
         forecasts=forecasts,
         answers=Answers(forecasts, results),
         accuracy=Accuracies(database, forecasts, results, store, compute),
-        runs=Runs(database, queue, store, compute, canvas, janitor, work, _policy(settings)),
+        runs=Runs(database, queue, store, compute, place, canvas, janitor, work, _policy(settings)),
         risk=RiskService(database, results, levels=_levels(settings), country=settings.country),
         costs=Costs(database, _terms(settings)),
         keys=Keys(KeyRows(database.engine)),

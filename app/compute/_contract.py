@@ -31,3 +31,7 @@ class Nodes(Compute, Protocol):
     def turn(self) -> AbstractAsyncContextManager[None]:
         """Waits until a node will soon be free for one task more, and holds that turn for as long as the block."""
         ...
+
+    async def close(self) -> None:
+        """Give up what still runs."""
+        ...

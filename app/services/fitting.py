@@ -22,6 +22,8 @@ from app.domain.preparation import prepare
 from app.failpoints import reach
 from app.storage.panels import load_panel
 
+Values = np.ndarray[Any, np.dtype[np.float32]]
+
 
 class BadModelOutput(Exception):
     """A model answered with something that is not a forecast."""
@@ -69,9 +71,21 @@ class Fitted:
 def fit(piece: Piece) -> Fitted:
     """Fit, predict, and leave the quantiles in `piece.out`, whole or not at all."""
     began = time.perf_counter()
+    values, fitted = predicted(piece, history(piece))
+    keep(piece, values)
+    return replace(fitted, seconds=time.perf_counter() - began)
+
+
+def history(piece: Piece) -> Panel:
+    """What the fit may know, without the servers' bounds."""
+    return piece.source.panel(piece.servers).before(piece.window * piece.horizon)
+
+
+def predicted(piece: Piece, past: Panel) -> tuple[Values, Fitted]:
+    """The quantiles, as `piece.out` gets them. It touches no file of Headroom's: any machine can do it."""
+    began = time.perf_counter()
     for server in piece.servers:
         reach(f"fit.{piece.model}.{server}")
-    past = piece.source.panel(piece.servers).before(piece.window * piece.horizon)
     lower, upper = bounds(piece.source.unit, past.values)
     past = replace(past, lower=lower, upper=upper)
     enough = np.flatnonzero(past.counts() >= MIN_VALUES)
@@ -79,18 +93,22 @@ def fit(piece: Piece) -> Fitted:
     filled = capped = 0
     if len(enough):
         prepared, changes = prepare(past.take(enough), piece.outlier_z)
-        predicted = forecasters.member(piece.model).fit(prepared, piece.horizon).predict(piece.horizon, piece.levels)
+        model = forecasters.member(piece.model).fit(prepared, piece.horizon)
+        quantiles = model.predict(piece.horizon, piece.levels)
         with np.errstate(over="ignore"):
-            kept = predicted.astype(np.float32)  # as it will be stored: what is finite before need not be after
+            kept = quantiles.astype(np.float32)  # as it will be stored: what is finite before need not be after
         if kept.shape != values[enough].shape or not np.isfinite(kept).all():
             raise BadModelOutput(f"{piece.model} gave values that are missing or not finite")
         values[enough] = kept
         filled, capped = int(changes.filled.sum()), int(changes.capped.sum())
+    return values, Fitted(time.perf_counter() - began, filled, capped)
+
+
+def keep(piece: Piece, values: Values) -> None:
     unfinished = f"{piece.out}.{os.getpid()}"
     with open(unfinished, "wb") as file:
         np.save(file, values, allow_pickle=False)
     os.replace(unfinished, piece.out)
-    return Fitted(time.perf_counter() - began, filled, capped)
 
 
 def _known(source: Source, panel: Panel, steps: int) -> tuple[Array, Array, Array]:
@@ -130,7 +148,7 @@ class Case:
 class Judged:
     """What a run stores: float32 (servers, horizon, levels), per-server scores, the pooled ones, the path template."""
 
-    values: np.ndarray[Any, np.dtype[np.float32]]
+    values: Values
     as_of: Times
     fallback: tuple[str | None, ...]
     per_server: dict[str, Array]

@@ -30,9 +30,10 @@ from app.failpoints import reach
 from app.services import judging
 from app.services.canvas import CANVAS, Canvas, Wait
 from app.services.coordination import Gate, Once
-from app.services.fitting import Fitted, Judged, Part, Piece, fit, judge_run
+from app.services.fitting import Fitted, Judged, Part, Piece, judge_run
 from app.services.janitor import Janitor
 from app.services.judging import Plan
+from app.services.placing import Place
 from app.storage import forecasts as stored_forecasts
 from app.storage import ledger
 from app.storage import runs as stored_runs
@@ -86,6 +87,7 @@ class Runs:
         queue: Queue,
         store: Store,
         compute: Compute,
+        place: Place,
         canvas: Canvas,
         janitor: Janitor | None,
         work: Path,
@@ -95,6 +97,7 @@ class Runs:
         self._queue = queue
         self._store = store
         self._compute = compute
+        self._place = place
         self._canvas = canvas
         self._janitor = janitor
         self._work = work
@@ -289,7 +292,7 @@ class Runs:
         try:
             return [(Part(piece.model, piece.window, piece.start, stop, piece.out), await self._fit(piece))]
         except Exception as error:
-            if classify(error) is not None:  # a full disk is no server's fault
+            if classify(error) is not None:  # a full disk, or a cluster that is away, is no server's fault
                 raise
             if len(piece.servers) > 1:
                 middle = len(piece.servers) // 2
@@ -307,9 +310,7 @@ class Runs:
         """A piece that is there already, from an earlier claim or another run of the forecast, is not fitted again."""
         if await asyncio.to_thread(Path(piece.out).exists):
             return Fitted(0.0, 0, 0)
-        return await self._once.run(
-            piece.out, lambda: self._compute.run(fit, piece, seconds=self._policy.chunk_seconds)
-        )
+        return await self._once.run(piece.out, lambda: self._place.fit(piece, self._policy.chunk_seconds))
 
     async def _store_results(
         self,

@@ -1,4 +1,4 @@
-"""What a failure of the database means to whoever asked: try again, or make room. It leaves out our own mistakes.
+"""What a passing failure means to whoever asked: try again, or make room. It leaves out our own mistakes.
 
 SQLAlchemy's and psycopg's errors carry an SQLSTATE; the classes are those of the PostgreSQL manual, appendix A.
 """
@@ -27,7 +27,10 @@ _TRANSIENT = (
 
 
 def classify(error: BaseException) -> HeadroomError | None:
-    """What to answer when `error` came from a database or a disk; None where the fault is in our own code."""
+    """What to answer when `error` came from a database, a disk or another part that is away; None where the fault is
+    in our own code."""
+    if isinstance(error, Unavailable | InsufficientStorage):
+        return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InsufficientStorage(_FULL)
     if isinstance(error, exc.TimeoutError | psycopg_pool.PoolTimeout):
