@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -19,16 +20,19 @@ from app import client, foreground, logs
 from app.errors import HeadroomError
 from app.main import check, create_app
 from app.services import reference_fleet
+from app.services.aws_check import Finding, State
 from app.settings import Settings
 from app.storage.embedded import EmbeddedPostgres
 from app.storage.migrate import upgrade
-from app.wiring import assemble
+from app.wiring import assemble, aws_check
 from app.worker import work
 
 app = App(name="headroom", help="How much room each server has left, and when it runs out.")
 keys = App(name="keys", help="API keys: make, list, revoke.")
 dataset = App(name="dataset", help="Datasets on a running service.")
+aws = App(name="aws", help="The AWS account that canvas runs in.")
 app.command(keys)
+app.command(aws)
 app.command(dataset)
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Machine-readable output.")]
@@ -204,6 +208,35 @@ def revoke(key_id: str) -> None:
 
     with _settled() as settings:
         asyncio.run(revoked(settings))
+
+
+@aws.command(name="check")
+def check_aws(*, as_json: Json = False) -> int:
+    """What managed runs need of AWS, each with ✓ or what to do; nothing is started or paid. Ends with 1 at a ✗."""
+
+    async def checked(settings: Settings) -> list[Finding]:
+        found: list[Finding] = []
+        async with aws_check(settings) as checks:
+            async for finding in checks.findings():
+                found.append(finding)
+                if not as_json:
+                    print(_line(finding))
+        return found
+
+    with _settled() as settings:
+        found = asyncio.run(checked(settings))
+    good = all(finding.state is not State.WRONG for finding in found)
+    if as_json:
+        told = {"ok": good, "emulated": settings.aws == "emulated", "findings": [asdict(finding) for finding in found]}
+        print(json.dumps(told))
+    return 0 if good else 1
+
+
+_MARKS = {State.GOOD: "✓", State.WRONG: "✗", State.REMARK: "–"}
+
+
+def _line(finding: Finding) -> str:
+    return f"{_MARKS[finding.state]} {finding.name}: {finding.detail} {finding.advice}".rstrip()
 
 
 def _complain(detail: str) -> NoReturn:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from app.aws.account import Account
 from app.aws.s3 import S3, Bucket, S3Store
 from app.aws.sagemaker import RealSageMaker
 from app.compute import Compute, Nodes, Processes
@@ -13,6 +14,7 @@ from app.domain.run import RunError
 from app.errors import CannotStart
 from app.services.accuracy import Accuracies
 from app.services.answers import Answers
+from app.services.aws_check import AwsCheck, Setup
 from app.services.canvas import Canvas, CanvasPolicy
 from app.services.costs import Costs, Terms
 from app.services.datasets import Datasets, S3Sources
@@ -74,6 +76,37 @@ async def assemble(settings: Settings) -> AsyncIterator[Services]:
         if nodes is not None:
             await nodes.close()
         compute.close()
+        await database.close()
+
+
+def _nodes(settings: Settings) -> Nodes | None:
+    if settings.compute_url is None:
+        return None
+    from app.compute.cluster import Cluster  # loads Dask, which those without a cluster need not carry
+
+    return Cluster(settings.compute_url, settings.compute_memory_mb)
+
+
+@asynccontextmanager
+async def aws_check(settings: Settings) -> AsyncIterator[AwsCheck]:
+    """Apart from the rest, which may not come up while something is wrong with AWS."""
+    assert settings.database_url is not None, "as in assemble"
+    database = Database(settings.database_url)
+    policy, endpoint = _canvas(settings), settings.aws_endpoint_url
+    prefixes = [f"{policy.prefix}/", "forecasts/"] + (["datasets/"] if settings.store == "s3" else [])
+    setup = Setup(
+        place=settings.aws,
+        endpoint=endpoint,
+        bucket=policy.bucket,
+        role_arn=policy.role_arn,
+        prefixes=tuple(prefixes),
+        terms=policy.terms,
+        cap=microdollars(settings.max_cost_usd),
+    )
+    try:
+        keys = Keys(KeyRows(database.engine))
+        yield AwsCheck(Account(endpoint_url=endpoint), RealSageMaker(endpoint_url=endpoint), keys, setup)
+    finally:
         await database.close()
 
 
