@@ -107,6 +107,13 @@ def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def shared_database_url(postgres_url: str, template_database: str) -> Iterator[str]:
+    """A migrated database of all tests of a module that ask for it."""
+    with made(postgres_url, sql.SQL(" TEMPLATE {}").format(sql.Identifier(template_database))) as url:
+        yield url
+
+
 @pytest.fixture
 def empty_url(postgres_url: str) -> Iterator[str]:
     """A database of this test alone, without any table."""

@@ -3,29 +3,22 @@ hold: every accepted forecast ended exactly once, its results are whole, nothing
 """
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from time import monotonic, sleep
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import httpx
 import numpy as np
 import psutil
-import psycopg
 import pytest
 from fastapi import FastAPI
 
 from app.domain.forecast import ForecastRequest
 from app.main import create_app
 from app.settings import Settings
-
-Seen = TypeVar("Seen")
+from tests.processes import eventually, query, worker
 
 LEASE = 2
 SERVERS = 4
@@ -35,26 +28,6 @@ HORIZON = 7
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str) -> Settings:
     return Settings(data_dir=tmp_path, database_url=database_url, compute_processes=1, lease_seconds=LEASE)
-
-
-@contextmanager
-def worker(settings: Settings, failpoints: str = "") -> Iterator[subprocess.Popen[bytes]]:
-    """`headroom worker` in a process of its own."""
-    assert settings.database_url
-    environment = os.environ | {
-        "DATABASE_URL": settings.database_url,
-        "HEADROOM_DATA_DIR": str(settings.data_dir),
-        "HEADROOM_LEASE_SECONDS": str(settings.lease_seconds),
-        "HEADROOM_COMPUTE_PROCESSES": "1",
-        "HEADROOM_FAILPOINTS": failpoints,
-    }
-    with (settings.data_dir / "worker.log").open("ab") as log:
-        process = subprocess.Popen([sys.executable, "-m", "app", "worker"], env=environment, stderr=log)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture
@@ -88,22 +61,6 @@ async def upload(api: FastAPI, text: str) -> UUID:
         answer = await client.post("/datasets", content=text, headers={"Content-Type": "text/csv"})
     assert answer.status_code == 201, answer.text
     return UUID(answer.json()["id"])
-
-
-def eventually(look: Callable[[], Seen], what: str, seconds: float = 120) -> Seen:
-    """The first truthy look. Polls a state that another process brings about; fails loudly when it never comes."""
-    deadline = monotonic() + seconds
-    while monotonic() < deadline:
-        if seen := look():
-            return seen
-        sleep(0.05)
-    raise AssertionError(f"{what} did not happen in {seconds} s")
-
-
-def query(settings: Settings, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-    assert settings.database_url
-    with psycopg.connect(settings.database_url) as connection:
-        return connection.execute(statement, values).fetchall()  # type: ignore[arg-type]
 
 
 def status(settings: Settings, forecast_id: UUID) -> str:
