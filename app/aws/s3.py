@@ -8,7 +8,7 @@ jittered back-off; an object is taken whole, as it stood when its reading began,
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +31,8 @@ from app.aws.faults import translated
 from app.errors import AwsUnavailable, Forbidden, Invalid, NotFound, TooLarge
 
 _CHUNK = 1 << 20
+_PART = 16 << 20
+"""What an upload holds in memory, however large the file. S3 takes parts of 5 MB or more, and 10,000 of them."""
 _CONFIG = AioConfig(connect_timeout=3, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 4})
 _ABSENT = ("404", "NoSuchKey", "NoSuchBucket", "NotFound")
 _DENIED = ("403", "AccessDenied")
@@ -90,7 +92,7 @@ class S3Store:
 
     async def put(self, key: str, file: Path) -> None:
         async with self._client() as client:
-            await client.upload_file(str(file), self._bucket, self._prefix + key)
+            await _upload(client, self._bucket, self._prefix + key, file, {})
 
     async def local(self, key: str) -> Path:
         path = self._cached(key)
@@ -152,6 +154,32 @@ class S3Store:
         return path
 
 
+async def _upload(client: Any, bucket: str, key: str, file: Path, sealed: Mapping[str, str]) -> None:
+    """A file to an object, whole or not at all, a part at a time: boto's own way reads a hundred parts ahead."""
+    source = await asyncio.to_thread(file.open, "rb")
+    try:
+        part = await asyncio.to_thread(source.read, _PART)
+        if len(part) < _PART:
+            await client.put_object(Bucket=bucket, Key=key, Body=part, **sealed)
+            return
+        begun = await client.create_multipart_upload(Bucket=bucket, Key=key, **sealed)
+        upload = {"Bucket": bucket, "Key": key, "UploadId": begun["UploadId"]}
+        parts: list[dict[str, Any]] = []
+        try:
+            while part:
+                sent = await client.upload_part(**upload, PartNumber=len(parts) + 1, Body=part)
+                parts.append({"PartNumber": len(parts) + 1, "ETag": sent["ETag"]})
+                part = await asyncio.to_thread(source.read, _PART)
+            await client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+        except BaseException:
+            # What was sent would lie there, unseen and paid for.
+            with suppress(BotoCoreError, ClientError):
+                await asyncio.shield(client.abort_multipart_upload(**upload))
+            raise
+    finally:
+        await asyncio.to_thread(source.close)
+
+
 async def _download(client: Any, bucket: str, key: str, target: Path, limit: int) -> None:
     """An object to a file, in its full length. One answer is of one version; one that breaks off is asked for again."""
     for wait in (0.5, 1.0, 2.0):
@@ -186,12 +214,12 @@ class Bucket:
 
     def __init__(self, s3: S3, name: str, kms_key: str | None = None) -> None:
         self._s3, self._name = s3, name
-        self._sealed = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else None
+        self._sealed = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
 
     async def put_file(self, key: str, file: Path) -> None:
         """Whole, and over what stood there: the same key is always given the same bytes."""
         async with self._client() as client:
-            await client.upload_file(str(file), self._name, key, ExtraArgs=self._sealed)
+            await _upload(client, self._name, key, file, self._sealed)
 
     async def list(self, prefix: str) -> list[str]:
         """Every key under a prefix, in order."""

@@ -36,8 +36,8 @@ _EVENT_LIMITS = 100.0
 _SPREAD_REACH, _SPREAD_STRIDE = 9, 3
 """The rolling spread is taken of every third step up to 27 steps to either side, about four weeks of days."""
 
-_CELLS = 2_000_000
-"""Values worked on at once: bounds the memory of the sliding windows."""
+_CELLS = 250_000
+"""Values worked on at once: bounds the memory of the sliding windows, which hold each 19 times."""
 
 
 @dataclass(frozen=True)

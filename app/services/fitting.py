@@ -25,6 +25,10 @@ from app.storage.panels import load_panel
 Values = np.ndarray[Any, np.dtype[np.float32]]
 
 
+SERVERS_AT_ONCE = 1_000
+"""Histories read at once where no model needs more: bounds the memory of a child, however large the fleet."""
+
+
 class BadModelOutput(Exception):
     """A model answered with something that is not a forecast."""
 
@@ -111,12 +115,6 @@ def keep(piece: Piece, values: Values) -> None:
     os.replace(unfinished, piece.out)
 
 
-def _known(source: Source, panel: Panel, steps: int) -> tuple[Array, Array, Array]:
-    """The seasonal scale and the bounds of each server, by the history `steps` steps before its last row."""
-    past = panel.before(steps)
-    return seasonal_scale(past, panel.frequency.season), *bounds(source.unit, past.values)
-
-
 @dataclass(frozen=True)
 class Part:
     """A finished piece as the judge reads it: its place in (window, servers), and the model that really made it."""
@@ -159,22 +157,52 @@ class Judged:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Past:
+    """What the judge needs of the history: `actual` (windows, servers, horizon); the seasonal scale and the bounds by
+    the history before each origin, (1 + windows, servers); `as_of` (servers,)."""
+
+    actual: Array
+    scale: Array
+    lower: Array
+    upper: Array
+    as_of: Times
+
+
+def _past(case: Case) -> _Past:
+    """Read some servers at a time: a whole fleet's history weighs many times what is needed of it."""
+    windows, servers = case.windows, len(case.servers)
+    past = _Past(
+        actual=np.empty((windows, servers, case.horizon)),
+        scale=np.empty((1 + windows, servers)),
+        lower=np.empty((1 + windows, servers)),
+        upper=np.empty((1 + windows, servers)),
+        as_of=np.empty(servers, "datetime64[s]"),
+    )
+    for start in range(0, servers, SERVERS_AT_ONCE):
+        some = slice(start, start + SERVERS_AT_ONCE)
+        panel = case.source.panel(case.servers[some])
+        past.as_of[some] = panel.as_of
+        for w in range(1 + windows):
+            before = panel.before(w * case.horizon)
+            past.scale[w, some] = seasonal_scale(before, panel.frequency.season)
+            past.lower[w, some], past.upper[w, some] = bounds(case.source.unit, before.values)
+            if w > 0:
+                past.actual[w - 1, some] = panel.window(w, case.horizon)
+    return past
+
+
 def judge_run(case: Case) -> Judged:
     """Put the pieces together, weigh the members of an ensemble, calibrate, score, and draw the path template."""
     began = time.perf_counter()
-    panel = case.source.panel(case.servers)
-    actual = np.array([panel.window(w, case.horizon) for w in range(1, case.windows + 1)]).reshape(
-        case.windows, len(panel), case.horizon
-    )
-    known = [_known(case.source, panel, w * case.horizon) for w in range(case.windows + 1)]
-    scale, lower, upper = np.array(known).transpose(1, 0, 2)
+    past = _past(case)
 
     def trial(model: str) -> Trial:
-        raw = np.full((1 + case.windows, len(panel), case.horizon, len(case.levels)), np.nan)
+        raw = np.full((1 + case.windows, len(case.servers), case.horizon, len(case.levels)), np.nan)
         for part in case.parts:
             if part.model == model:
                 raw[part.window, part.start : part.stop] = np.load(part.path, allow_pickle=False)
-        return Trial(case.levels, raw, actual, scale, lower, upper, case.reported)
+        return Trial(case.levels, raw, past.actual, past.scale, past.lower, past.upper, case.reported)
 
     forecaster = forecasters.load(case.model) if case.model in forecasters.names() else None
     weights: dict[str, float] | None = None
@@ -187,13 +215,13 @@ def judge_run(case: Case) -> Judged:
     else:
         whole = trial(case.model)
     verdict = judge(whole, calibrate=forecaster is not None)
-    fallback: list[str | None] = [None] * len(panel)
+    fallback: list[str | None] = [None] * len(case.servers)
     for part in case.parts:
         if part.stand_in and part.window == 0:
             fallback[part.start : part.stop] = [part.stand_in] * (part.stop - part.start)
     return Judged(
         values=verdict.values.astype(np.float32),
-        as_of=panel.as_of,
+        as_of=past.as_of,
         fallback=tuple(fallback),
         per_server=verdict.per_server,
         scores=verdict.scores,

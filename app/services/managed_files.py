@@ -12,10 +12,7 @@ from app.canvas.outcome import Expected, Values, read_by_hand, read_outputs
 from app.canvas.staging import write_inputs
 from app.domain.panel import MIN_VALUES, Frequency, Panel
 from app.errors import Invalid
-from app.services.fitting import Source
-
-SERVERS_AT_ONCE = 1_000
-"""Bounds the memory of a child, however large the fleet."""
+from app.services.fitting import SERVERS_AT_ONCE, Source
 
 
 @dataclass(frozen=True)
