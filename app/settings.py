@@ -42,6 +42,17 @@ class Settings(BaseSettings):
     bucket: str | None = Field(None, description="S3 bucket for Canvas and for the history, if it is to be in S3")
     canvas_minutes: int = Field(20, ge=1, description="longest time that AutoML may train")
     canvas_poll_seconds: float = Field(60.0, gt=0, description="between two looks at a job on AWS")
+    canvas_algorithms: str = Field(
+        "", description="what AutoML trains, comma-separated: cnn-qr, deepar, prophet, npts, arima, ets; empty is all"
+    )
+    canvas_retrain: bool = Field(
+        False, description="train once more, on the whole history, for the forecast: twice the price"
+    )
+    canvas_keep_days: float = Field(30.0, ge=0, description="how long a trained model stays, to be used again")
+    canvas_sweep_seconds: float = Field(60.0, gt=0, description="between two searches of AWS for stray jobs")
+    kms_key: str | None = Field(None, description="KMS key for what SageMaker writes and for its volumes")
+    subnets: str = Field("", description="private network of the jobs, comma-separated; with `HEADROOM_SECURITY_GROUPS`")
+    security_groups: str = Field("", description="security groups of the jobs, comma-separated")
     role_arn: str | None = Field(None, description="execution role that SageMaker assumes")
     store: Literal["folder", "s3"] = Field("folder", description="where the history files are kept")
     s3_allowed: str = Field("", description="buckets that POST /datasets may read, comma-separated `bucket[/prefix]`")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from app.aws.account import Account
 from app.aws.s3 import S3, Bucket, S3Store
 from app.aws.sagemaker import RealSageMaker
+from app.canvas.requests import ALGORITHMS
 from app.compute import Compute, Nodes, Processes
 from app.domain.cost import LIST_PRICES, Assumptions, PriceTable, microdollars
 from app.domain.risk import Levels
@@ -15,6 +16,7 @@ from app.errors import CannotStart
 from app.services.accuracy import Accuracies
 from app.services.answers import Answers
 from app.services.aws_check import AwsCheck, Setup
+from app.services.by_hand import ByHand
 from app.services.canvas import Canvas, CanvasPolicy
 from app.services.costs import Costs, Terms
 from app.services.datasets import Datasets, S3Sources
@@ -52,6 +54,7 @@ class Services:
     answers: Answers
     accuracy: Accuracies
     runs: Runs
+    by_hand: ByHand
     risk: RiskService
     costs: Costs
     keys: Keys
@@ -79,14 +82,6 @@ async def assemble(settings: Settings) -> AsyncIterator[Services]:
         await database.close()
 
 
-def _nodes(settings: Settings) -> Nodes | None:
-    if settings.compute_url is None:
-        return None
-    from app.compute.cluster import Cluster  # loads Dask, which those without a cluster need not carry
-
-    return Cluster(settings.compute_url, settings.compute_memory_mb)
-
-
 @asynccontextmanager
 async def aws_check(settings: Settings) -> AsyncIterator[AwsCheck]:
     """Apart from the rest, which may not come up while something is wrong with AWS."""
@@ -102,6 +97,7 @@ async def aws_check(settings: Settings) -> AsyncIterator[AwsCheck]:
         prefixes=tuple(prefixes),
         terms=policy.terms,
         cap=microdollars(settings.max_cost_usd),
+        kms_key=policy.kms_key,
     )
     try:
         keys = Keys(KeyRows(database.engine))
@@ -134,8 +130,9 @@ def _services(
         work,
         _canvas(settings),
     )
-    janitor = Janitor(database, canvas, aws.sagemaker, aws.bucket, work) if aws else None
     forecasts = Forecasts(database, queue, canvas, Limits(work=settings.work_limit, queue=settings.queue_limit))
+    answers = Answers(forecasts, results)
+    janitor = Janitor(database, canvas, answers, aws.sagemaker, aws.bucket, work) if aws else None
     return Services(
         settings=settings,
         database=database,
@@ -144,9 +141,10 @@ def _services(
             database, store, compute, _upload_limits(settings), settings.data_dir / "uploads", _sources(settings)
         ),
         forecasts=forecasts,
-        answers=Answers(forecasts, results),
+        answers=answers,
         accuracy=Accuracies(database, forecasts, results, store, compute),
         runs=Runs(database, queue, store, compute, place, canvas, janitor, work, _policy(settings)),
+        by_hand=ByHand(database, store, compute, settings.country, settings.chunk_seconds),
         risk=RiskService(database, results, levels=_levels(settings), country=settings.country),
         costs=Costs(database, _terms(settings)),
         keys=Keys(KeyRows(database.engine)),
@@ -174,6 +172,7 @@ def _canvas(settings: Settings) -> CanvasPolicy:
     emulated = settings.aws == "emulated"
     bucket = settings.bucket or (EMULATED_BUCKET if emulated else "")
     role = settings.role_arn or (EMULATED_ROLE if emulated else "")
+    subnets, security_groups = _network(settings)
     return CanvasPolicy(
         reason_off=_reason_off(settings, bucket, role),
         bucket=bucket,
@@ -185,8 +184,33 @@ def _canvas(settings: Settings) -> CanvasPolicy:
         terms=_terms(settings),
         training_seconds=settings.canvas_minutes * 60,
         call_seconds=5.0 if emulated else 300.0,
+        algorithms=_algorithms(settings),
+        kms_key=settings.kms_key,
+        retrain=settings.canvas_retrain,
+        keep_days=settings.canvas_keep_days,
+        sweep_seconds=min(settings.canvas_sweep_seconds, 1.0) if emulated else settings.canvas_sweep_seconds,
+        subnets=subnets,
+        security_groups=security_groups,
         poll_seconds=min(settings.canvas_poll_seconds, 1.0) if emulated else settings.canvas_poll_seconds,
     )
+
+
+def _algorithms(settings: Settings) -> tuple[str, ...]:
+    named = _listed(settings.canvas_algorithms)
+    if unknown := [name for name in named if name not in ALGORITHMS]:
+        raise CannotStart(f"HEADROOM_CANVAS_ALGORITHMS: there is no {', '.join(unknown)}; {', '.join(ALGORITHMS)} are.")
+    return named
+
+
+def _network(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    subnets, groups = _listed(settings.subnets), _listed(settings.security_groups)
+    if bool(subnets) != bool(groups):
+        raise CannotStart("HEADROOM_SUBNETS and HEADROOM_SECURITY_GROUPS go together: set both, or neither.")
+    return subnets, groups
+
+
+def _listed(words: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in words.split(",") if word.strip())
 
 
 def _reason_off(settings: Settings, bucket: str, role: str) -> RunError | None:
@@ -213,8 +237,7 @@ def _store(settings: Settings, installation: str) -> Store:
 
 
 def _sources(settings: Settings) -> S3Sources:
-    allowed = [place.strip() for place in settings.s3_allowed.split(",") if place.strip()]
-    return S3Sources(allowed, S3().fetch)
+    return S3Sources(list(_listed(settings.s3_allowed)), S3().fetch)
 
 
 def _upload_limits(settings: Settings) -> UploadLimits:

@@ -34,6 +34,10 @@ CALENDAR = ("end_of_quarter", "holiday", "weekend")
 FORECAST = "forecast"
 """The purpose of the transform over the full history."""
 
+FIRST, AGAIN = "first", "again"
+"""The trainings of a run: one before the windows that are scored; and, only where a setting asks for it, another on the
+full history, for the forecast alone."""
+
 MAX_HORIZON = 500
 STEPS_PER_HORIZON = 4
 MAX_QUANTILES = 5
@@ -83,8 +87,12 @@ class Spec:
 
     @property
     def name(self) -> str:
-        """Of the AutoML job, and of the model made of its best candidate."""
-        return job_name(self.installation, self.run_id, self.attempt)
+        """Of the first AutoML job, and of the model made of its best candidate."""
+        return self.training_name(FIRST)
+
+    def training_name(self, training: str) -> str:
+        """Of the AutoML job of a training, and of the model made of its best candidate."""
+        return job_name(self.installation, self.run_id, self.attempt, None if training == FIRST else training)
 
     def transform_name(self, purpose: str) -> str:
         return job_name(self.installation, self.run_id, self.attempt, purpose)
@@ -122,6 +130,11 @@ def run_folder(prefix: str, run_id: str) -> str:
     return f"{prefix.strip('/')}/runs/{run_id}/".lstrip("/")
 
 
+def results_key(forecast_id: object) -> str:
+    """Where a forecast's results are left for others to read."""
+    return f"forecasts/{forecast_id}/canvas.parquet"
+
+
 def name_prefix(installation: str) -> str:
     """How every name of an installation begins."""
     if not _INSTALLATION.fullmatch(installation):
@@ -139,7 +152,7 @@ def job_name(installation: str, run_id: str, attempt: int, purpose: str | None =
     return name_prefix(installation) + b32encode(digest).decode().lower()[:24]
 
 
-def automl(spec: Spec, trained_on: str) -> Request:
+def automl(spec: Spec, trained_on: str, training: str = FIRST) -> Request:
     """CreateAutoMLJobV2, learning from the input of the purpose `trained_on`.
 
     Filling and aggregation are spelled out since the service's defaults, 0 and sum, would invent values. What is
@@ -166,7 +179,7 @@ def automl(spec: Spec, trained_on: str) -> Request:
     if spec.algorithms:
         forecasting["CandidateGenerationConfig"] = {"AlgorithmsConfig": [{"AutoMLAlgorithms": list(spec.algorithms)}]}
     request: Request = {
-        "AutoMLJobName": spec.name,
+        "AutoMLJobName": spec.training_name(training),
         "AutoMLJobInputDataConfig": [
             {
                 "ChannelType": "training",
@@ -187,25 +200,25 @@ def automl(spec: Spec, trained_on: str) -> Request:
     return request
 
 
-def model(spec: Spec, containers: Sequence[Container]) -> Request:
+def model(spec: Spec, containers: Sequence[Container], training: str = FIRST) -> Request:
     """CreateModel: a candidate's containers, handed on word for word."""
     return {
-        "ModelName": spec.name,
+        "ModelName": spec.training_name(training),
         "Containers": [dict(container) for container in containers],
         "ExecutionRoleArn": spec.role_arn,
         "Tags": _tags(spec),
     } | _network(spec)
 
 
-def transform(spec: Spec, purpose: str, model_name: str | None = None) -> Request:
-    """CreateTransformJob over the input of a purpose, with this attempt's model or one that is there already.
+def transform(spec: Spec, purpose: str, training: str = FIRST) -> Request:
+    """CreateTransformJob over the input of a purpose, with the model of a training.
 
     Files go whole, never by line: a line is no series, and only the first has the header. A payload of 0 sends a
     file in chunks, so that the limit of 100 MB on one request does not bind.
     """
     return {
         "TransformJobName": spec.transform_name(purpose),
-        "ModelName": model_name or spec.name,
+        "ModelName": spec.training_name(training),
         "MaxPayloadInMB": 0,
         "ModelClientConfig": {"InvocationsTimeoutInSeconds": 3600},
         "TransformInput": {

@@ -20,10 +20,10 @@ class Stage(StrEnum):
     """one batch transform per scored window and one for the forecast, created one a tick, then polled"""
     COLLECTING = "collecting"
     """the outputs are found by listing, read, checked and imported, all or nothing"""
-    CLEANING = "cleaning"
-    """what is left on AWS is stopped, settled and removed"""
     GONE = "gone"
-    """nothing is left but AutoML's own artifacts"""
+    """stopped, settled and removed; AutoML's own artifacts stay for a while, so that its model can be used again"""
+    FORGOTTEN = "forgotten"
+    """nor those"""
 
     @property
     def progress(self) -> float:
@@ -37,6 +37,6 @@ _PROGRESS = {
     Stage.REGISTERING: 0.65,
     Stage.TRANSFORMING: 0.7,
     Stage.COLLECTING: 0.95,
-    Stage.CLEANING: 1.0,
     Stage.GONE: 1.0,
+    Stage.FORGOTTEN: 1.0,
 }

@@ -207,7 +207,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run is expected to cost, and to take: the trainings, then all transforms side by side."""
+    """What a run is expected to cost, and to take: all trainings side by side, then all transforms."""
 
     items: tuple[Item, ...]
 
@@ -217,8 +217,8 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        trainings = sum(item.seconds for item in self.items if item.purpose == TRAINING)
-        return trainings + max((item.seconds for item in self.items if item.purpose != TRAINING), default=0.0)
+        training = max((item.seconds for item in self.items if item.purpose == TRAINING), default=0.0)
+        return training + max((item.seconds for item in self.items if item.purpose != TRAINING), default=0.0)
 
 
 def transform_instance(megabytes: float) -> tuple[str, int]:
@@ -250,11 +250,11 @@ def estimate(
         TRAINING,
         assumed.training_instance,
         assumed.training_instances * trainings,
-        training_seconds * trainings,
+        training_seconds,
         trainings * prices.price(assumed.training_instance, ceil(training_seconds * assumed.training_instances)),
     )
     transforms = [_transform("transform-forecast", servers * (steps + horizon), prices, assumed)] + [
-        _transform(f"transform-backtest-{window}", servers * (steps - (window - 1) * horizon), prices, assumed)
+        _transform(f"transform-window-{window}", servers * (steps - (window - 1) * horizon), prices, assumed)
         for window in range(1, windows + 1)
     ]
     return Estimate(((training,) if trainings else ()) + tuple(transforms))

@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from uuid import UUID
 
 from app.aws.faults import NameTaken
 from app.aws.sagemaker import AutoMLJob, JobStatus, SageMaker, TransformJob
 from app.canvas import requests
-from app.canvas.requests import FORECAST, Request, Size, Spec
+from app.canvas.requests import AGAIN, FIRST, FORECAST, Request, Size, Spec
 from app.canvas.stages import Stage
 from app.compute import Compute
 from app.domain.cost import (
     TRAINING,
+    Balance,
     Estimate,
     Microdollars,
     Settled,
@@ -42,6 +44,7 @@ from app.failpoints import reach
 from app.services.costs import Terms
 from app.services.fitting import Part, Source
 from app.services.managed_files import collect, stage_inputs
+from app.services.reuse import Reused, find
 from app.storage import ledger, managed
 from app.storage import runs as stored_runs
 from app.storage.database import Connection, Database
@@ -65,7 +68,8 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class CanvasPolicy:
-    """The settings a managed run lives by. `reason_off` says why there can be none."""
+    """The settings a managed run lives by. `reason_off` says why there can be none; `retrain`: the forecast comes from
+    a model of its own, which has learned from the whole history; `keep_days`: how long a model may be used again."""
 
     reason_off: RunError | None
     bucket: str = ""
@@ -76,6 +80,13 @@ class CanvasPolicy:
     emulated: bool = False
     needs_owner: bool = False
     terms: Terms = NO_MONEY
+    algorithms: tuple[str, ...] = ()
+    kms_key: str | None = None
+    subnets: tuple[str, ...] = ()
+    security_groups: tuple[str, ...] = ()
+    retrain: bool = False
+    keep_days: float = 30.0
+    sweep_seconds: float = 60.0
     training_seconds: int = 1_800
     poll_seconds: float = 60.0
     call_seconds: float = 300.0
@@ -127,14 +138,17 @@ class Canvas:
         self._work = work
         self.policy = policy
 
-    def offer(self, request: ForecastRequest, dataset: Dataset, servers: Sequence[Server]) -> Offer:
+    def offer(
+        self, request: ForecastRequest, dataset: Dataset, servers: Sequence[Server], reused: Reused | RunError | None
+    ) -> Offer:
         """Whether this request can run, and what it is expected to cost."""
         cap = microdollars(request.max_cost_usd)
         if self.policy.reason_off is not None:
             return Offer(self.policy.reason_off, None, cap)
+        if isinstance(reused, RunError):
+            return Offer(reused, None, cap)
         eligible = [server for server in servers if server.counts.get(request.metric, 0) >= MIN_VALUES]
         steps = max((server.rows for server in eligible), default=0)
-        windows = requests.scorable_windows(steps, request.horizon, request.backtest_windows)
         size = Size(
             servers=len(eligible),
             steps=steps,
@@ -145,12 +159,14 @@ class Canvas:
         )
         if (refusal := requests.limits(size)) is not None:
             return Offer(refusal, None, cap)
+        windows = _windows(request, steps, reused)
         expected = estimate(
             servers=len(eligible),
             steps=steps,
             horizon=request.horizon,
             windows=windows,
             training_seconds=self.policy.training_seconds,
+            trainings=0 if reused else 1 + self._retrains(windows),
             prices=self.policy.terms.prices,
             assumed=self.policy.terms.assumed,
         )
@@ -210,31 +226,55 @@ class Canvas:
 
     async def _state(self, claim: Claim, forecast: Forecast, steps: int) -> Managed:
         async with self._database.begin() as connection:
-            request = forecast.request
             known = await managed.get(connection, claim.run_id)
             if known is None:
-                windows = requests.scorable_windows(steps, request.horizon, request.backtest_windows)
-                spec = {
-                    "run_id": str(claim.run_id),
-                    "forecast_id": str(claim.forecast_id),
-                    "installation": await managed.installation_id(connection),
-                    "attempt": 1,
-                    "bucket": self.policy.bucket,
-                    "prefix": self.policy.prefix,
-                    "role_arn": self.policy.role_arn,
-                    "horizon": request.horizon,
-                    "levels": list(request.levels),
-                    "country": self.policy.country,
-                    "max_runtime_seconds": self.policy.training_seconds,
-                    "emulated": self.policy.emulated,
-                    "regressors": [],
-                    "frequency": "D",
-                }
-                facts = {"spec": spec, "windows": windows, "began": datetime.now(UTC).isoformat()}
+                facts = await self._first_facts(connection, claim, forecast.request, steps)
                 await managed.begin(connection, claim.run_id, claim.forecast_id, Stage.STAGING, facts)
                 known = await managed.get(connection, claim.run_id)
         assert known is not None
         return known
+
+    async def _first_facts(
+        self, connection: Connection, claim: Claim, request: ForecastRequest, steps: int
+    ) -> dict[str, Any]:
+        """What is settled when a run begins, whatever the settings say later."""
+        reused = await find(connection, request)
+        if isinstance(reused, RunError):
+            raise Fatal(reused.detail, slug=reused.code)
+        windows = _windows(request, steps, reused)
+        spec = {
+            "run_id": str(claim.run_id),
+            "forecast_id": str(claim.forecast_id),
+            "installation": await managed.installation_id(connection),
+            "attempt": 1,
+            "bucket": self.policy.bucket,
+            "prefix": self.policy.prefix,
+            "role_arn": self.policy.role_arn,
+            "horizon": request.horizon,
+            "levels": list(request.levels),
+            "country": self.policy.country,
+            "max_runtime_seconds": self.policy.training_seconds,
+            "algorithms": list(self.policy.algorithms),
+            "kms_key": self.policy.kms_key,
+            "subnets": list(self.policy.subnets),
+            "security_groups": list(self.policy.security_groups),
+            "emulated": self.policy.emulated,
+            "regressors": [],
+            "frequency": "D",
+        }
+        facts = {"spec": spec, "windows": windows, "began": datetime.now(UTC).isoformat()}
+        if reused:
+            return facts | {
+                "trainings": sorted(reused.containers, reverse=True),
+                "containers": dict(reused.containers),
+                "models_of": str(reused.run_id),
+                "unseen": reused.unseen,
+            }
+        return facts | {"trainings": [FIRST, AGAIN] if self._retrains(windows) else [FIRST], "containers": {}}
+
+    def _retrains(self, windows: int) -> bool:
+        """Without a window to score, the first model has the whole history already."""
+        return self.policy.retrain and windows > 0
 
     async def _stage(self, claim: Claim, state: Managed, spec: Spec, source: Source, servers: Sequence[str]) -> Wait:
         assert self._files is not None
@@ -263,48 +303,63 @@ class Canvas:
                     "frequency": written.frequency,
                     "transform_instance": transform_instance(written.megabytes)[0],
                 }
-        return await self._on(claim, state, Stage.TRAINING, found)
+        return await self._on(claim, state, Stage.REGISTERING if is_reused(state) else Stage.TRAINING, found)
 
     async def _train(self, claim: Claim, state: Managed, spec: Spec, forecast: Forecast) -> Wait:
+        """The next training that is not there, or a look at all of them."""
         assert self._sagemaker is not None
-        request = requests.automl(spec, purposes(state)[-1])
-        job, _ = await self._made(
-            claim, state, "automl", request, spec.name, self._sagemaker.automl, self._sagemaker.create_automl
-        )
-        match job.status:
-            case JobStatus.COMPLETED if job.best and job.best.containers:
-                found = {
-                    "containers": [dict(container) for container in job.best.containers],
-                    "aws_metrics": job.best.metrics,
-                    "automl_arn": job.arn,
-                }
-                return await self._on(claim, state, Stage.REGISTERING, found)
-            case JobStatus.COMPLETED:
-                raise Fatal("AutoML ended without a candidate.", slug="automl-no-candidate")
-            case JobStatus.FAILED:
-                raise Fatal(f"AutoML failed: {job.failure_reason or 'no reason was given'}", slug="automl-failed")
-            case JobStatus.STOPPED:
-                why = state.facts.get("stopped_because", "it was stopped on AWS")
-                raise Fatal(f"AutoML was stopped: {why}", slug="automl-stopped")
-            case _:
-                await self._hold_to_cap(state, job, microdollars(forecast.request.max_cost_usd))
-                return self._later(Stage.TRAINING)
+        jobs: dict[str, AutoMLJob] = {}
+        for training in state.facts["trainings"]:
+            request = requests.automl(spec, FORECAST if training == AGAIN else purposes(state)[-1], training)
+            name = spec.training_name(training)
+            jobs[training], created = await self._made(
+                claim,
+                state,
+                labelled(TRAINING, training),
+                request,
+                name,
+                self._sagemaker.automl,
+                self._sagemaker.create_automl,
+            )
+            if created:
+                return Wait(0.0, Stage.TRAINING)
+        for job in jobs.values():
+            _raise_unless_well(job, state)
+        if not all(job.status is JobStatus.COMPLETED for job in jobs.values()):
+            await self._hold_to_cap(state, list(jobs.values()), microdollars(forecast.request.max_cost_usd))
+            return self._later(Stage.TRAINING)
+        best = {training: job.best for training, job in jobs.items() if job.best}
+        found = {
+            "containers": {
+                training: [dict(one) for one in candidate.containers] for training, candidate in best.items()
+            },
+            "aws_metrics": best[FIRST].metrics,
+        }
+        return await self._on(claim, state, Stage.REGISTERING, found)
 
-    async def _hold_to_cap(self, state: Managed, job: AutoMLJob, cap: Microdollars) -> None:
-        """Stop the job once what its child jobs have used is worth the cap."""
+    async def _hold_to_cap(self, state: Managed, jobs: Sequence[AutoMLJob], cap: Microdollars) -> None:
+        """Stop the jobs once what their child jobs have used is worth the cap."""
         assert self._sagemaker is not None
-        spent = self.policy.terms.prices.total(await self._used(job))
-        if spent < cap or job.status is JobStatus.STOPPING:
+        spent = sum([self.policy.terms.prices.total(await self._used(job)) for job in jobs])
+        going = [job for job in jobs if not job.status.is_terminal and job.status is not JobStatus.STOPPING]
+        if spent < cap or not going:
             return
         why = f"its jobs have used {shown(spent)}, and the cap is {shown(cap)}"
         async with self._database.begin() as connection:
             await managed.advance(connection, state.run_id, state.stage, {"stopped_because": why})
-        await self._sagemaker.stop_automl(job.name)
+        for job in going:
+            await self._sagemaker.stop_automl(job.name)
 
     async def _register(self, claim: Claim, state: Managed, spec: Spec) -> Wait:
         assert self._sagemaker is not None
-        request = requests.model(spec, state.facts["containers"])
-        await self._made(claim, state, "model", request, spec.name, self._sagemaker.model, self._sagemaker.create_model)
+        for training in state.facts["trainings"]:
+            request = requests.model(spec, state.facts["containers"][training], training)
+            name, purpose = spec.training_name(training), labelled("model", training)
+            _, created = await self._made(
+                claim, state, purpose, request, name, self._sagemaker.model, self._sagemaker.create_model
+            )
+            if created:
+                return Wait(0.0, Stage.REGISTERING)
         return await self._on(claim, state, Stage.TRANSFORMING, {})
 
     async def _transform(self, claim: Claim, state: Managed, spec: Spec) -> Wait:
@@ -312,7 +367,8 @@ class Canvas:
         assert self._sagemaker is not None
         jobs: list[TransformJob] = []
         for purpose in purposes(state):
-            request = requests.transform(spec, purpose)
+            training = AGAIN if purpose == FORECAST and AGAIN in state.facts["trainings"] else FIRST
+            request = requests.transform(spec, purpose, training)
             name = spec.transform_name(purpose)
             job, created = await self._made(
                 claim,
@@ -358,20 +414,19 @@ class Canvas:
                 collect, folder, source, tuple(servers), cut, spec.horizon, spec.levels, out, seconds=1_800
             )
             parts.append(Part(CANVAS, window_of(purpose), 0, len(servers), str(out)))
-        job = await self._sagemaker.automl(spec.name)
-        return Collected(
-            tuple(parts),
-            state.facts["windows"],
-            tuple(await self.bill(state, spec, job)),
-            {"aws_metrics": state.facts.get("aws_metrics")},
-        )
+        facts: dict[str, Any] = {
+            name: state.facts[name] for name in ("aws_metrics", "models_of") if name in state.facts
+        }
+        return Collected(tuple(parts), state.facts["windows"], tuple(await self.bill(state, spec)), facts)
 
-    async def bill(self, state: Managed, spec: Spec, job: AutoMLJob | None) -> list[Settled]:
+    async def bill(self, state: Managed, spec: Spec) -> list[Settled]:
         """What was used so far, by purpose, from the billed seconds of the child jobs and the transforms."""
         assert self._sagemaker is not None
         found: list[Settled] = []
-        if job is not None:
-            found.append(self.policy.terms.prices.settled(TRAINING, await self._used(job)))
+        for training in trainings(state):
+            job = await self._sagemaker.automl(spec.training_name(training))
+            if job is not None:
+                found.append(self.policy.terms.prices.settled(labelled(TRAINING, training), await self._used(job)))
         for purpose in purposes(state):
             transform = await self._sagemaker.transform(spec.transform_name(purpose))
             if transform is not None:
@@ -380,6 +435,20 @@ class Canvas:
                 )
                 found.append(self.policy.terms.prices.settled(f"transform-{purpose}", [used]))
         return found
+
+    async def settle(self, connection: Connection, run_id: UUID, attempt: int, billed: Sequence[Settled]) -> Balance:
+        """Book what was billed; raise the alarm where it is more than was set aside."""
+        before = await ledger.balance(connection, run_id)
+        balance = await ledger.settle(connection, run_id, attempt, billed)
+        await stored_runs.book(connection, run_id, balance.settled)
+        if balance.overrun > before.overrun:
+            log.error(
+                "run %s cost %s, %s more than was set aside for it",
+                run_id,
+                shown(balance.settled),
+                shown(balance.overrun),
+            )
+        return balance
 
     async def _used(self, job: AutoMLJob) -> list[Usage]:
         assert self._sagemaker is not None
@@ -443,15 +512,10 @@ class Canvas:
 
 def spec_of(state: Managed) -> Spec:
     """What requests are built from, as it was written down when the run began."""
-    known = state.facts["spec"]
-    return Spec(
-        **{
-            **known,
-            "levels": tuple(known["levels"]),
-            "regressors": tuple(known["regressors"]),
-            "frequency": Frequency(known["frequency"]),
-        }
-    )
+    known: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in state.facts["spec"].items()
+    }
+    return Spec(**known | {"frequency": Frequency(known["frequency"])})
 
 
 def window_of(purpose: str) -> int:
@@ -462,3 +526,34 @@ def window_of(purpose: str) -> int:
 def purposes(state: Managed) -> list[str]:
     """The forecast, and the windows that are scored, newest first: the model is trained before the oldest."""
     return [FORECAST, *(f"window-{number}" for number in range(1, state.facts["windows"] + 1))]
+
+
+def is_reused(state: Managed) -> bool:
+    return "models_of" in state.facts
+
+
+def trainings(state: Managed) -> list[str]:
+    """Those that this run pays for."""
+    return [] if is_reused(state) else list(state.facts["trainings"])
+
+
+def labelled(what: str, training: str) -> str:
+    """`automl`, `automl-again`: a purpose in the ledger and among the intents."""
+    return what if training == FIRST else f"{what}-{training}"
+
+
+def _windows(request: ForecastRequest, steps: int, reused: Reused | None) -> int:
+    """How many windows are scored: a model that is used again is not asked for what it has seen."""
+    found = requests.scorable_windows(steps, request.horizon, request.backtest_windows)
+    return min(found, reused.unseen) if reused else found
+
+
+def _raise_unless_well(job: AutoMLJob, state: Managed) -> None:
+    match job.status:
+        case JobStatus.COMPLETED if not (job.best and job.best.containers):
+            raise Fatal("AutoML ended without a candidate.", slug="automl-no-candidate")
+        case JobStatus.FAILED:
+            raise Fatal(f"AutoML failed: {job.failure_reason or 'no reason was given'}", slug="automl-failed")
+        case JobStatus.STOPPED:
+            why = state.facts.get("stopped_because", "it was stopped on AWS")
+            raise Fatal(f"AutoML was stopped: {why}", slug="automl-stopped")

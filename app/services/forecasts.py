@@ -32,6 +32,7 @@ from app.errors import (
     WorkLimit,
 )
 from app.services.canvas import CANVAS, Canvas
+from app.services.reuse import Reused, find
 from app.storage import datasets as stored_datasets
 from app.storage import forecasts as stored
 from app.storage import runs as stored_runs
@@ -108,7 +109,8 @@ class Forecasts:
         """What the request would do. Raises as `submit` would for a request that can't be met; starts nothing."""
         async with self._database.connect() as connection:
             dataset, servers = await self._checked(connection, request)
-        return self._estimate(request, dataset, servers)
+            reused = await find(connection, request) if CANVAS in request.models else None
+        return self._estimate(request, dataset, servers, reused)
 
     async def submit(self, request: ForecastRequest, owner: str, key: str | None) -> Submitted:
         """Accept the request, once per (owner, key): its forecast, its runs and their ticks in one transaction."""
@@ -212,7 +214,8 @@ class Forecasts:
         dataset, servers = await self._checked(connection, request)
         if await stored.open_run_count(connection) + len(request.models) > self._limits.queue:
             raise QueueFull("The queue is full. Send the request again later; nothing was stored.")
-        estimate = self._estimate(request, dataset, servers)
+        reused = await find(connection, request) if CANVAS in request.models else None
+        estimate = self._estimate(request, dataset, servers, reused)
         now = datetime.now(UTC)
         runs: list[Run] = []
         for expected in estimate.runs:
@@ -230,13 +233,16 @@ class Forecasts:
         warnings = [
             *_excluded_warning(estimate),
             *_short_ahead_warning(request, dataset, servers),
+            *_fitted_anew_warning(request, runs),
             *(f"{run.model} skipped: {run.error.detail}" for run in runs if run.error),
         ]
         await stored.insert(connection, forecast_id, request, status_of([run.status for run in runs]), warnings)
         await stored_runs.insert(connection, runs)
         await self._queue.defer(connection, *(run.id for run in runs if not run.status.is_terminal))
 
-    def _estimate(self, request: ForecastRequest, dataset: Dataset, servers: Sequence[Server]) -> Estimate:
+    def _estimate(
+        self, request: ForecastRequest, dataset: Dataset, servers: Sequence[Server], reused: Reused | RunError | None
+    ) -> Estimate:
         eligible = tuple(server.server_id for server in servers if _counts(server, request.metric))
         excluded = tuple(
             (
@@ -252,7 +258,7 @@ class Forecasts:
         def of(model: str) -> RunEstimate:
             if model != CANVAS:
                 return RunEstimate(model, None, round(SECONDS.get(model, 0.3) * thousands * windows, 1), 0.0)
-            offer = self._canvas.offer(request, dataset, servers)
+            offer = self._canvas.offer(request, dataset, servers, reused)
             seconds = round(offer.estimate.seconds, 1) if offer.estimate else None
             return RunEstimate(model, offer.refusal, seconds, dollars(offer.estimate.total) if offer.estimate else 0.0)
 
@@ -269,10 +275,8 @@ class Forecasts:
         metrics = dataset.contents.metrics
         if request.metric not in metrics:
             raise _invalid("/metric", f"The dataset has no metric {request.metric!r}; it has {', '.join(metrics)}.")
-        if request.reuse_models_of is not None:
-            if await stored.get(connection, request.reuse_models_of) is None:
-                raise NotFound(f"There is no forecast {request.reuse_models_of} whose models could be used again.")
-            raise _invalid("/reuse_models_of", "Models cannot be used again yet. Leave `reuse_models_of` out.")
+        if request.reuse_models_of is not None and await stored.get(connection, request.reuse_models_of) is None:
+            raise NotFound(f"There is no forecast {request.reuse_models_of} whose models could be used again.")
         missing = [model for model in request.models if model != CANVAS and model not in forecasters.names()]
         if missing:
             raise _invalid(
@@ -315,8 +319,17 @@ def _refused(refusal: RunError) -> HeadroomError:
             return BudgetExceeded(refusal.detail)
         case "aws-unavailable":
             return AwsUnavailable(refusal.detail)
-        case _:
-            return Invalid(refusal.detail, errors=[Complaint("/models", refusal.code, refusal.detail)])
+        case code:
+            pointer = "/reuse_models_of" if code == "model-not-reusable" else "/models"
+            return Invalid(refusal.detail, errors=[Complaint(pointer, code, refusal.detail)])
+
+
+def _fitted_anew_warning(request: ForecastRequest, runs: Sequence[Run]) -> list[str]:
+    """Only a model that was paid for is worth keeping: the others learn from the newest rows, at no cost."""
+    local = [run.model for run in runs if run.model != CANVAS]
+    if request.reuse_models_of is None or not local:
+        return []
+    return [f"Only canvas uses models of an earlier forecast again; {', '.join(local)} learned anew"]
 
 
 def _short_ahead_warning(request: ForecastRequest, dataset: Dataset, servers: Sequence[Server]) -> list[str]:

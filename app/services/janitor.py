@@ -1,21 +1,28 @@
-"""What managed runs leave on AWS: stopped, settled, removed, until nothing is left.
+"""What managed runs leave on AWS: results left for others, the rest stopped, settled, removed, until nothing is left.
 
 Runs that have ended are swept whatever their end. Paid jobs that have no live run, also those that a frozen worker made
 after its run was cancelled, are found by the names of this installation and stopped; another installation's are not
-touched. AutoML's own artifacts stay, so that its model can be used again. Safe to repeat and to double.
+touched. AutoML's own artifacts stay for a while, so that its model can be used again. Safe to repeat and to double.
 """
 
+import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
-from app.aws.sagemaker import AutoMLJob, JobStatus, SageMaker, TransformJob
-from app.canvas.requests import name_prefix
+import pyarrow.parquet as pq
+
+from app.aws.sagemaker import AutoMLJob, JobStatus, Listed, SageMaker, TransformJob
+from app.canvas.requests import name_prefix, results_key
+from app.domain.run import RunStatus
 from app.errors import Fatal, Transient
 from app.failpoints import reach
-from app.services.canvas import Canvas, Files, purposes, spec_of
-from app.storage import ledger, managed
-from app.storage import runs as stored_runs
+from app.services.answers import Answers, Selection
+from app.services.canvas import CANVAS, Canvas, Files, purposes, spec_of, trainings
+from app.storage import forecasts as stored_forecasts
+from app.storage import managed
 from app.storage.database import Database
 from app.storage.managed import Managed
 
@@ -26,42 +33,61 @@ WATCHED = timedelta(days=7)
 
 
 class Janitor:
-    def __init__(self, database: Database, canvas: Canvas, sagemaker: SageMaker, files: Files, work: Path) -> None:
-        self._database, self._canvas = database, canvas
+    def __init__(
+        self, database: Database, canvas: Canvas, answers: Answers, sagemaker: SageMaker, files: Files, work: Path
+    ) -> None:
+        self._database, self._canvas, self._answers = database, canvas, answers
         self._sagemaker, self._files, self._work = sagemaker, files, work
 
     async def sweep(self) -> None:
         """One round. What AWS does not let happen now is tried again in the next."""
         async with self._database.connect() as connection:
             left = await managed.left(connection)
+            outlived = await managed.outlived(connection, self._canvas.policy.keep_days)
+            orphaned = await managed.orphaned(connection)
         for state in left:
-            try:
-                await self._clean(state)
-            except (Transient, Fatal) as error:
-                log.warning("run %s: not clean yet: %s", state.run_id, error.detail)
+            await self._tried(self._clean(state), f"run {state.run_id}: not clean yet")
+        for state in outlived:
+            await self._tried(self._forget(state), f"run {state.run_id}: its artifacts are still there")
+        for state in orphaned:
+            await self._tried(self._remove_results(state), f"run {state.run_id}: its results are still there")
+        async with self._database.begin() as connection:
+            due = await managed.may_search(connection, self._canvas.policy.sweep_seconds)
+        if due:
+            await self._tried(self._stop_strays(), "could not look for stray jobs")
+
+    async def tidy(self, run_id: UUID) -> None:
+        """What there is to do for one run that has ended, at once rather than in the next round."""
+        async with self._database.connect() as connection:
+            state = await managed.get(connection, run_id)
+        if state is not None and not state.live:
+            await self._tried(self._clean(state), f"run {run_id}: not clean yet")
+
+    async def _tried(self, work: Awaitable[None], failed: str) -> None:
         try:
-            await self._stop_strays()
+            await work
         except (Transient, Fatal) as error:
-            log.warning("could not look for stray jobs: %s", error.detail)
+            log.warning("%s: %s", failed, error.detail)
 
     async def _clean(self, state: Managed) -> None:
         spec = spec_of(state)
         async with self._database.connect() as connection:
             intents = await managed.intents(connection, state)
-        job = await self._sagemaker.automl(spec.name)
+        jobs = [await self._sagemaker.automl(spec.training_name(training)) for training in trainings(state)]
         transforms = [await self._sagemaker.transform(spec.transform_name(purpose)) for purpose in purposes(state)]
-        if not await self._stopped(job, transforms):
+        if not await self._stopped(jobs, transforms):
             reach("clean.stopping")
             return
         if any(not intent.created_on_aws and not intent.expired for intent in intents):
             return  # its call may still be under way
-        billed = await self._canvas.bill(state, spec, job)
+        billed = await self._canvas.bill(state, spec)
         async with self._database.begin() as connection:
-            balance = await ledger.settle(connection, state.run_id, state.attempt, billed)
-            await stored_runs.book(connection, state.run_id, balance.settled)
+            await self._canvas.settle(connection, state.run_id, state.attempt, billed)
             reach("clean.billed")
         reach("clean.settled")
-        await self._sagemaker.delete_model(spec.name)
+        await self._leave_results(state)
+        for training in state.facts["trainings"]:
+            await self._sagemaker.delete_model(spec.training_name(training))
         reach("clean.deregistered")
         for purpose in purposes(state):
             await self._files.delete_prefix(spec.input_prefix(purpose))
@@ -71,13 +97,43 @@ class Janitor:
             await managed.gone(connection, state.run_id)
         reach("clean.gone")
 
-    async def _stopped(self, job: AutoMLJob | None, transforms: list[TransformJob | None]) -> bool:
+    async def _leave_results(self, state: Managed) -> None:
+        """The results of a run that succeeded, as Parquet in the bucket, for those who read there."""
+        async with self._database.connect() as connection:
+            forecast = await stored_forecasts.get(connection, state.forecast_id)
+        runs = [run for run in forecast.runs if run.id == state.run_id] if forecast else []
+        if forecast is None or runs[0].status is not RunStatus.SUCCEEDED:
+            return
+        file = self._work / str(state.forecast_id) / f"{CANVAS}.parquet"
+        await asyncio.to_thread(file.parent.mkdir, parents=True, exist_ok=True)
+        writer: pq.ParquetWriter | None = None
+        async for table in self._answers.tables(forecast, runs, Selection()):
+            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+            await asyncio.to_thread(writer.write_table, table)
+        assert writer is not None  # a selection of nothing is a table too
+        writer.close()
+        await self._files.put_file(results_key(state.forecast_id), file)
+        async with self._database.begin() as connection:
+            await managed.results_left(connection, state.run_id)
+
+    async def _remove_results(self, state: Managed) -> None:
+        await self._files.delete_prefix(results_key(state.forecast_id))
+        async with self._database.begin() as connection:
+            await managed.results_removed(connection, state.run_id)
+
+    async def _forget(self, state: Managed) -> None:
+        await self._files.delete_prefix(spec_of(state).automl_prefix)
+        async with self._database.begin() as connection:
+            await managed.forgotten(connection, state.run_id)
+
+    async def _stopped(self, jobs: Sequence[AutoMLJob | None], transforms: Sequence[TransformJob | None]) -> bool:
         """Ask what still runs to stop; whether nothing does."""
         running = False
-        if job is not None and not job.status.is_terminal:
-            running = True
-            if job.status is not JobStatus.STOPPING:
-                await self._sagemaker.stop_automl(job.name)
+        for job in jobs:
+            if job is not None and not job.status.is_terminal:
+                running = True
+                if job.status is not JobStatus.STOPPING:
+                    await self._sagemaker.stop_automl(job.name)
         for transform in transforms:
             if transform is not None and not transform.status.is_terminal:
                 running = True
@@ -88,13 +144,18 @@ class Janitor:
     async def _stop_strays(self) -> None:
         async with self._database.connect() as connection:
             prefix = name_prefix(await managed.installation_id(connection))
-            live = await managed.live_names(connection)
         since = datetime.now(UTC) - WATCHED
-        for line in await self._sagemaker.list_automl(prefix, since):
-            if line.name not in live and line.status is JobStatus.IN_PROGRESS:
-                log.error("job %s has no live run; it is stopped", line.name)
-                await self._sagemaker.stop_automl(line.name)
-        for line in await self._sagemaker.list_transforms(prefix, since):
-            if line.name not in live and line.status is JobStatus.IN_PROGRESS:
-                log.error("transform %s has no live run; it is stopped", line.name)
-                await self._sagemaker.stop_transform(line.name)
+        await self._stop(await self._sagemaker.list_automl(prefix, since), self._sagemaker.stop_automl)
+        await self._stop(await self._sagemaker.list_transforms(prefix, since), self._sagemaker.stop_transform)
+
+    async def _stop(self, lines: Sequence[Listed], stop: Callable[[str], Awaitable[None]]) -> None:
+        """Those without a live run; what a frozen worker made behind our back is found again, to be paid and removed."""
+        async with self._database.begin() as connection:
+            live = await managed.live_names(connection)
+            strays = [line for line in lines if line.name not in live]
+            for line in strays:
+                await managed.found(connection, line.name)
+        for line in strays:
+            if line.status is JobStatus.IN_PROGRESS:
+                log.error("%s has no live run; it is stopped", line.name)
+                await stop(line.name)

@@ -35,7 +35,6 @@ from app.services.janitor import Janitor
 from app.services.judging import Plan
 from app.services.placing import Place
 from app.storage import forecasts as stored_forecasts
-from app.storage import ledger
 from app.storage import runs as stored_runs
 from app.storage.artifacts import Store
 from app.storage.database import Connection, Database
@@ -151,6 +150,8 @@ class Runs:
                 return
             log.exception("run %s failed by a fault of ours", run_id)
             await self._end(claim, RunError("internal", f"an internal fault ({type(error).__name__}); see the log"))
+        if claim.model == CANVAS and self._janitor is not None:
+            await self._janitor.tidy(run_id)
 
     async def _local(self, claim: Claim, progress: _Progress) -> None:
         """Fit, judge, store. What was computed outlives an absence of the database: storing is tried until it is ours
@@ -169,7 +170,7 @@ class Runs:
         """One step of a managed run: it waits for AWS, or is judged and stored as any other."""
         plan = await self._plan(claim)
         try:
-            step = await self._canvas.step(claim, plan.forecast, plan.dataset, plan.source, plan.eligible)
+            step = await self._canvas.step(claim, plan.forecast, plan.source, plan.servers, plan.longest)
         except (Transient, Unavailable) as error:
             log.warning("run %s: %s; trying again later", claim.run_id, error.detail)
             step = Wait(self._canvas.policy.poll_seconds, Stage(claim.stage or Stage.STAGING))

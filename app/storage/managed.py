@@ -16,6 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.run import RunStatus
 from app.storage.tables import canvas_intents, canvas_runs, installation, runs
 
+RESULTS = "results_left"
+"""Among the facts of a run whose results lie in the bucket."""
+
 _OPEN = (RunStatus.QUEUED, RunStatus.RUNNING)
 
 
@@ -87,6 +90,73 @@ async def gone(connection: AsyncConnection, run_id: UUID) -> None:
     await connection.execute(
         sa.update(canvas_runs).where(canvas_runs.c.run_id == run_id).values(gone_at=sa.func.now(), stage="gone")
     )
+
+
+async def outlived(connection: AsyncConnection, days: float, limit: int = 100) -> Sequence[Managed]:
+    """Runs of which nothing is left but AutoML's own artifacts, for longer than so many days or than their forecast,
+    and whose models no run that goes on uses again."""
+    user, using = canvas_runs.alias(), runs.alias()
+    in_use = sa.exists().where(
+        user.c.facts["models_of"].astext == sa.cast(canvas_runs.c.run_id, sa.Text),
+        using.c.id == user.c.run_id,
+        using.c.status.in_(_OPEN),
+    )
+    old = canvas_runs.c.gone_at < sa.func.now() - sa.func.make_interval(0, 0, 0, 0, 0, 0, days * 86_400)
+    rows = await connection.execute(
+        _select()
+        .where(canvas_runs.c.stage == "gone", sa.or_(old, runs.c.status.is_(None)), ~in_use)
+        .order_by(canvas_runs.c.created_at)
+        .limit(limit)
+    )
+    return [_to_managed(row) for row in rows]
+
+
+async def orphaned(connection: AsyncConnection, limit: int = 100) -> Sequence[Managed]:
+    """Runs whose results were left in the bucket, and whose forecast has been deleted since."""
+    rows = await connection.execute(
+        _select().where(canvas_runs.c.facts.has_key(RESULTS), runs.c.status.is_(None)).limit(limit)
+    )
+    return [_to_managed(row) for row in rows]
+
+
+async def results_left(connection: AsyncConnection, run_id: UUID) -> None:
+    await _note(connection, run_id, canvas_runs.c.facts.op("||")(sa.cast({RESULTS: True}, canvas_runs.c.facts.type)))
+
+
+async def results_removed(connection: AsyncConnection, run_id: UUID) -> None:
+    await _note(connection, run_id, canvas_runs.c.facts.op("-")(RESULTS))
+
+
+async def _note(connection: AsyncConnection, run_id: UUID, facts: sa.ColumnElement[Any]) -> None:
+    await connection.execute(sa.update(canvas_runs).where(canvas_runs.c.run_id == run_id).values(facts=facts))
+
+
+async def forgotten(connection: AsyncConnection, run_id: UUID) -> None:
+    await connection.execute(sa.update(canvas_runs).where(canvas_runs.c.run_id == run_id).values(stage="forgotten"))
+
+
+async def found(connection: AsyncConnection, name: str) -> None:
+    """AWS has something of this name whose maker had given up on it: its run is not clean, nor paid for."""
+    late = (
+        sa.update(canvas_intents)
+        .where(canvas_intents.c.name == name, sa.not_(canvas_intents.c.created_on_aws))
+        .values(created_on_aws=True)
+        .returning(canvas_intents.c.run_id)
+        .cte("late")
+    )
+    await connection.execute(
+        sa.update(canvas_runs).where(canvas_runs.c.run_id.in_(sa.select(late.c.run_id))).values(gone_at=None)
+    )
+
+
+async def may_search(connection: AsyncConnection, pace: float) -> bool:
+    """Whether AWS is to be searched now, and by this worker: no other has within `pace` seconds."""
+    due = sa.or_(
+        installation.c.swept_at.is_(None),
+        installation.c.swept_at <= sa.func.now() - sa.func.make_interval(0, 0, 0, 0, 0, 0, pace),
+    )
+    taken = await connection.execute(sa.update(installation).where(due).values(swept_at=sa.func.now()))
+    return taken.rowcount > 0
 
 
 async def intend(

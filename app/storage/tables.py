@@ -29,6 +29,7 @@ installation = sa.Table(
     metadata,
     sa.Column("sole", sa.Boolean, primary_key=True, server_default=sa.true()),
     sa.Column("id", sa.Text, nullable=False, comment="4 characters, made at the first migration, part of AWS names"),
+    sa.Column("swept_at", Time, comment="when AWS was last searched for strays: one worker at a time, at a pace"),
     _created(),
     sa.CheckConstraint("sole", name="one_row"),
 )
@@ -194,7 +195,7 @@ canvas_runs = sa.Table(
     sa.Column("gone_at", Time, comment="nothing of it is left on AWS"),
     _created(),
 )
-sa.Index("ix_canvas_runs_left", canvas_runs.c.created_at, postgresql_where=canvas_runs.c.gone_at.is_(None))
+sa.Index("ix_canvas_runs_left", canvas_runs.c.created_at, postgresql_where=canvas_runs.c.stage != "forgotten")
 
 canvas_intents = sa.Table(
     "canvas_intents",

@@ -120,11 +120,11 @@ def test_what_the_service_would_do_by_itself_is_spelled_out() -> None:
 
 
 def test_a_transform_takes_files_whole() -> None:
-    body = requests.transform(SPEC, "forecast", model_name="hr-ab12-another")
+    body = requests.transform(SPEC, "forecast", requests.AGAIN)
     assert body["TransformInput"]["SplitType"] == "None"
     assert body["MaxPayloadInMB"] == 0
     assert "BatchStrategy" not in body
-    assert body["ModelName"] == "hr-ab12-another"
+    assert body["ModelName"] == requests.model(SPEC, (), requests.AGAIN)["ModelName"] != SPEC.name
 
 
 def test_keys_and_networks_reach_everything_that_can_have_them() -> None:

@@ -109,7 +109,7 @@ def test_a_hundred_servers_of_three_years_fit_under_twenty_cents() -> None:
     assert [(item.purpose, item.instance, item.amount) for item in expected.items] == [
         ("automl", "ml.m5.xlarge", 153_334),
         ("transform-forecast", "ml.m5.large", 10_702),
-        ("transform-backtest-1", "ml.m5.large", 10_478),
+        ("transform-window-1", "ml.m5.large", 10_478),
     ]
     assert expected.total == 174_514 <= microdollars(0.20)
     assert expected.seconds == pytest.approx(1_534.8)
@@ -122,13 +122,14 @@ def test_a_model_used_again_pays_no_training_and_a_retrained_one_two() -> None:
         for trainings in (1, 0, 2)
     )
     assert once.total - never.total == twice.total - once.total == 153_334
-    assert [item.purpose for item in never.items] == ["transform-forecast", "transform-backtest-1"]
+    assert twice.seconds == once.seconds, "side by side"
+    assert [item.purpose for item in never.items] == ["transform-forecast", "transform-window-1"]
 
 
 def test_each_window_has_a_transform_over_the_history_before_it() -> None:
     two = estimate(servers=50, steps=400, horizon=30, windows=2, training_seconds=600)
     forecast, first, second = (item.seconds for item in two.items[1:])
-    assert [item.purpose for item in two.items[2:]] == ["transform-backtest-1", "transform-backtest-2"]
+    assert [item.purpose for item in two.items[2:]] == ["transform-window-1", "transform-window-2"]
     assert forecast - first == pytest.approx(first - second)  # a horizon less each time
     assert forecast > first
 

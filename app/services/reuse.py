@@ -1,0 +1,95 @@
+"""A managed model that is there already: whether a forecast may use it again, and how far back it may be scored.
+
+It may where it is asked what it has learned: the same metric, step, regressors and horizon, and no quantile more. It is
+scored only on windows that it has not seen, and it never forecasts from rows older than those it has learned from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+
+from app.canvas.requests import FIRST
+from app.canvas.stages import Stage
+from app.domain.forecast import ForecastRequest
+from app.domain.quantiles import name
+from app.domain.run import RunError, RunStatus
+from app.storage import datasets as stored_datasets
+from app.storage import forecasts as stored_forecasts
+from app.storage import managed
+from app.storage.database import Connection
+
+
+@dataclass(frozen=True)
+class Reused:
+    """`run_id`: the run that trained the models; `containers` by training; `unseen`: how many of the newest windows of
+    the present history they have not learned from."""
+
+    run_id: UUID
+    containers: Mapping[str, list[dict[str, Any]]]
+    unseen: int
+
+
+async def find(connection: Connection, request: ForecastRequest) -> Reused | RunError | None:
+    """What `reuse_models_of` stands for, or why it cannot be had; None where nothing is to be used again."""
+    if request.reuse_models_of is None:
+        return None
+    earlier = await stored_forecasts.get(connection, request.reuse_models_of)
+    run = next((run for run in earlier.runs if run.model == "canvas"), None) if earlier else None
+    state = await managed.get(connection, run.id) if run and run.status is RunStatus.SUCCEEDED else None
+    if earlier is None or state is None:
+        return _not(f"The forecast {request.reuse_models_of} has no model that was trained by Canvas.")
+    root = UUID(state.facts.get("models_of", str(state.run_id)))
+    trained = state if root == state.run_id else await managed.get(connection, root)
+    if trained is None or trained.stage == Stage.FORGOTTEN:
+        return _not("What that model is made of has been removed from S3 (HEADROOM_CANVAS_KEEP_DAYS).")
+    if (odd := await _difference(connection, request, earlier.request)) is not None:
+        return _not(odd)
+    shift = await _shift(connection, request, earlier.request)
+    unseen = state.facts.get("unseen", state.facts["windows"]) + shift
+    if unseen < 0:
+        return _not("That model has learned from rows that come after this dataset's.")
+    kept = {training: made for training, made in state.facts["containers"].items() if training == FIRST or shift >= 0}
+    return Reused(root, kept, unseen)
+
+
+async def _difference(connection: Connection, now: ForecastRequest, then: ForecastRequest) -> str | None:
+    """What that model was asked that is not asked now."""
+    present, past = [await stored_datasets.get(connection, request.dataset_id) for request in (now, then)]
+    assert present is not None  # foreign keys hold them
+    assert past is not None
+    known, frequency = past.contents.known_ahead, past.contents.frequency
+    lacking = [name(level) for level in now.levels if level not in then.levels]
+    differences = {
+        f"the metric {then.metric}": then.metric != now.metric,
+        f"a horizon of {then.horizon}": then.horizon != now.horizon,
+        f"another step ({frequency.value})": frequency is not present.contents.frequency,
+        f"other known-ahead columns ({', '.join(known) or 'none'})": known != present.contents.known_ahead,
+        f"quantiles without {', '.join(lacking)}": bool(lacking),
+    }
+    found = [what for what, differs in differences.items() if differs]
+    return f"That model was trained for {' and '.join(found)}." if found else None
+
+
+async def _shift(connection: Connection, now: ForecastRequest, then: ForecastRequest) -> int:
+    """By how many whole windows the history has grown since, of the server for which it has grown least."""
+    dataset = await stored_datasets.get(connection, now.dataset_id)
+    assert dataset is not None
+    before = {
+        server.server_id: server.last_at
+        for server in await stored_datasets.servers(connection, then.dataset_id, then.server_ids)
+    }
+    window = timedelta(seconds=int(dataset.contents.frequency.step / np.timedelta64(1, "s"))) * now.horizon
+    grown = [
+        (server.last_at - before[server.server_id]) // window
+        for server in await stored_datasets.servers(connection, now.dataset_id, now.server_ids)
+        if server.server_id in before
+    ]
+    return min(grown, default=0)
+
+
+def _not(detail: str) -> RunError:
+    return RunError("model-not-reusable", detail)
