@@ -149,7 +149,7 @@ class Janitor:
         await self._stop(await self._sagemaker.list_transforms(prefix, since), self._sagemaker.stop_transform)
 
     async def _stop(self, lines: Sequence[Listed], stop: Callable[[str], Awaitable[None]]) -> None:
-        """Those without a live run; what a frozen worker made behind our back is found again, to be paid and removed."""
+        """Those without a live run; what a frozen worker made late is noted, to be paid and removed."""
         async with self._database.begin() as connection:
             live = await managed.live_names(connection)
             strays = [line for line in lines if line.name not in live]
