@@ -14,6 +14,7 @@ from app.api.problems import problems
 from app.api.uploads import received
 from app.api.wired import Services
 from app.domain.dataset import Dataset, Unit
+from app.domain.forecast import MAX_HORIZON
 from app.domain.panel import Frequency
 from app.errors import (
     BadRequest,
@@ -25,6 +26,9 @@ from app.errors import (
     TooLarge,
     UnsupportedMediaType,
 )
+
+MAX_BEFORE = 12 * MAX_HORIZON
+"""Steps that canvas.csv may leave out: as many as a forecast can be scored on."""
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
@@ -267,11 +271,21 @@ async def canvas_file(
     dataset_id: DatasetId,
     services: Services,
     metric: Annotated[str, Query(description="The metric to forecast.", examples=["cpu_p95"])],
+    before: Annotated[
+        int,
+        Query(
+            ge=0,
+            le=MAX_BEFORE,
+            description="Leave the targets of each server's last so many steps empty, to train for the back-test.",
+            examples=[14],
+        ),
+    ] = 0,
 ) -> StreamingResponse:
     """One metric of every server, for a manual import in the Canvas screens."""
-    pieces = await services.datasets.canvas_file(dataset_id, metric, services.settings.country)
+    pieces = await services.datasets.canvas_file(dataset_id, metric, services.settings.country, before)
+    name = f"canvas-{dataset_id}-before-{before}.csv" if before else f"canvas-{dataset_id}.csv"
     return StreamingResponse(
         pieces,
         media_type="text/csv; charset=utf-8",
-        headers={"Content-Disposition": f'attachment; filename="canvas-{dataset_id}.csv"'},
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
     )

@@ -1,14 +1,16 @@
 """Receiving an upload: the body goes to a file as it comes in, counted and hashed, and is never whole in memory.
 
-Three forms: multipart/form-data with a field `file`, the file as raw body, or JSON that names an object in S3.
-The size limit holds while streaming, before anything is parsed or spooled. What the file holds is judged later.
+A dataset comes in three forms: multipart/form-data with a field `file`, the file as raw body, or JSON that names an
+object in S3. An export of the Canvas screens comes in the first two, a second one beside it in the first. The size
+limit holds while streaming, before anything is parsed or spooled. What the file holds is judged later.
 """
 
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -22,13 +24,15 @@ from starlette.requests import ClientDisconnect
 from app.api.strict import Body, Text
 from app.domain.dataset import Schema, Unit
 from app.errors import BadRequest, Complaint, IncompleteBody, Invalid, TooLarge, UnknownField, UnsupportedMediaType
+from app.services.by_hand import Exported
 from app.services.datasets import S3Object, Sent
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 RAW = ("text/csv", "application/gzip", "application/x-gzip", "application/vnd.apache.parquet")
-FIELDS = ("file", "name", "schema")
+EXPORT = "text/csv"
+FORM = "multipart/form-data"
 
 _IDLE_SECONDS = 60.0
 _DRAIN_SECONDS = 2.0
@@ -94,31 +98,72 @@ async def received(request: Request, folder: Path, limit: int, name: str | None,
 
     Raises UnsupportedMediaType, TooLarge, IncompleteBody, BadRequest, UnknownField, Invalid.
     """
+    async with _body(request, limit) as (media_type, boundary, body):
+        match media_type:
+            case "multipart/form-data":
+                form = await _multipart(body, boundary, folder, limit, files=("file",), texts=("name", "schema"))
+                described = form.text("schema")
+                return Sent(
+                    form.files["file"].path,
+                    _name(name if (named := form.text("name")) is None else named, form.files["file"].name),
+                    form.files["file"].sha256,
+                    _schema(schema, "?schema") if described is None else _schema(described, "/schema"),
+                )
+            case "application/json":
+                return _from_json(await _whole(body), name, schema)
+            case raw if raw in RAW:
+                path, sha256 = await _raw(body, folder, limit)
+                return Sent(path, _name(name, None), sha256, _schema(schema, "?schema"))
+            case other:
+                raise UnsupportedMediaType(
+                    f"The body is {other or 'of no declared type'}; send {FORM} with a field `file`, "
+                    f"or the file as {', '.join(RAW)}, or application/json that names an object in S3."
+                )
+
+
+async def exported(request: Request, folder: Path, limit: int) -> Exported:
+    """What a person exported from the Canvas screens, its files in `folder`; the limit is for both together.
+
+    Raises UnsupportedMediaType, TooLarge, IncompleteBody, BadRequest, UnknownField, Invalid.
+    """
+    async with _body(request, limit) as (media_type, boundary, body):
+        match media_type:
+            case "multipart/form-data":
+                form = await _multipart(body, boundary, folder, limit, files=("file", "backtest"))
+                backtest = form.files.get("backtest")
+                return Exported(form.files["file"].path, backtest.path if backtest else None)
+            case raw if raw == EXPORT:
+                path, _ = await _raw(body, folder, limit)
+                return Exported(path)
+            case other:
+                raise UnsupportedMediaType(
+                    f"The body is {other or 'of no declared type'}; send the exported CSV as {EXPORT}, or {FORM} with "
+                    "a field `file`, and a field `backtest` for the export that it is scored by."
+                )
+
+
+@asynccontextmanager
+async def _body(request: Request, limit: int) -> AsyncIterator[tuple[str, bytes, AsyncIterator[bytes]]]:
+    """The media type, the boundary of a form, and the body as it comes; the rest of one that is refused is drained."""
     media_type, options = parse_options_header(request.headers.get("content-type"))
     body = _chunks(request)
     try:
         _refuse_announced(request, limit)
-        match media_type.decode("latin-1").lower():
-            case "multipart/form-data":
-                return await _multipart(body, options.get(b"boundary", b""), folder, limit, name, schema)
-            case "application/json":
-                return _from_json(await _whole(body), name, schema)
-            case raw if raw in RAW:
-                spool = Spool(folder / "upload", limit)
-                try:
-                    async for chunk in body:
-                        spool.write(chunk)
-                finally:
-                    sha256 = spool.close()
-                return Sent(spool.path, _name(name, None), sha256, _schema(schema, "?schema"))
-            case other:
-                raise UnsupportedMediaType(
-                    f"The body is {other or 'of no declared type'}; send multipart/form-data with a field `file`, "
-                    f"or the file as {', '.join(RAW)}, or application/json that names an object in S3."
-                )
+        yield media_type.decode("latin-1").lower(), options.get(b"boundary", b""), body
     except (TooLarge, UnsupportedMediaType):
         await _drain(body)
         raise
+
+
+async def _raw(body: AsyncIterator[bytes], folder: Path, limit: int) -> tuple[Path, str]:
+    """The file that the whole body is, and its SHA-256."""
+    spool = Spool(folder / "file", limit)
+    try:
+        async for chunk in body:
+            spool.write(chunk)
+    finally:
+        sha256 = spool.close()
+    return spool.path, sha256
 
 
 async def _chunks(request: Request) -> AsyncIterator[bytes]:
@@ -158,14 +203,38 @@ def _refuse_announced(request: Request, limit: int) -> None:
         raise TooLarge(f"The body has {int(announced) >> 20:,} MB; the limit is {limit >> 20:,} MB.")
 
 
-class _Form:
-    """The callbacks of the multipart parser: the field `file` goes to the spool, the others are kept."""
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    sha256: str
+    name: str | None
 
-    def __init__(self, spool: Spool) -> None:
-        self.fields: dict[str, bytearray] = {}
-        self.filename: str | None = None
+
+@dataclass(frozen=True)
+class _Form:
+    """The fields that came."""
+
+    files: dict[str, _File]
+    texts: dict[str, bytes]
+
+    def text(self, field: str) -> str | None:
+        try:
+            return self.texts[field].decode() if field in self.texts else None
+        except UnicodeDecodeError:
+            detail = f"The form field {field!r} is not UTF-8."
+            raise Invalid(detail, errors=[Complaint(f"/{field}", "encoding", detail)], slug="encoding") from None
+
+
+class _Parts:
+    """The callbacks of the multipart parser: a file goes to its spool in `folder`, a text is kept."""
+
+    def __init__(self, folder: Path, limit: int, files: Sequence[str], texts: Sequence[str]) -> None:
+        self.spools: dict[str, Spool] = {}
+        self.texts: dict[str, bytearray] = {}
+        self.filenames: dict[str, str] = {}
         self.complete = False
-        self._spool = spool
+        self._folder, self._limit = folder, limit
+        self._files, self._allowed = files, (*files, *texts)
         self._header, self._value = bytearray(), bytearray()
         self._disposition = b""
         self._field = ""
@@ -199,22 +268,25 @@ class _Form:
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._field = options.get(b"name", b"").decode("utf-8", "replace")
-        if self._field not in FIELDS:
-            detail = f"Unknown form field {self._field[:100]!r}; the form takes {', '.join(FIELDS)}."
+        if self._field not in self._allowed:
+            detail = f"Unknown form field {self._field[:100]!r}; the form takes {', '.join(self._allowed)}."
             raise UnknownField(detail, errors=[Complaint(f"/{self._field[:100]}", "unknown-field", "Unknown field")])
-        if self._field in self.fields:
+        if self._field in self.spools or self._field in self.texts:
             detail = f"The form has two fields {self._field!r}; send one."
             raise Invalid(detail, errors=[Complaint(f"/{self._field}", "repeated", detail)])
-        self.fields[self._field] = bytearray()
-        if self._field == "file" and b"filename" in options:
-            self.filename = options[b"filename"].decode("utf-8", "replace")
+        if self._field in self._files:
+            self.spools[self._field] = Spool(self._folder / self._field, self._limit)
+            if b"filename" in options:
+                self.filenames[self._field] = options[b"filename"].decode("utf-8", "replace")
+        else:
+            self.texts[self._field] = bytearray()
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._field == "file":
-            self._spool.write(memoryview(data)[start:end])
+        if self._field in self.spools:
+            self.spools[self._field].write(memoryview(data)[start:end])
             return
-        self.fields[self._field] += data[start:end]
-        if len(self.fields[self._field]) > _MAX_FIELD:
+        self.texts[self._field] += data[start:end]
+        if len(self.texts[self._field]) > _MAX_FIELD:
             raise TooLarge(f"The form field {self._field!r} is larger than {_MAX_FIELD >> 20} MB.")
 
     def _on_end(self) -> None:
@@ -222,45 +294,39 @@ class _Form:
 
 
 async def _multipart(
-    body: AsyncIterator[bytes], boundary: bytes, folder: Path, limit: int, name: str | None, schema: str | None
-) -> Sent:
+    body: AsyncIterator[bytes],
+    boundary: bytes,
+    folder: Path,
+    limit: int,
+    *,
+    files: Sequence[str],
+    texts: Sequence[str] = (),
+) -> _Form:
+    """The form; the first of its `files` must be there."""
     if not boundary:
-        raise BadRequest("The Content-Type multipart/form-data lacks its boundary.")
-    spool = Spool(folder / "upload", limit)
-    form = _Form(spool)
+        raise BadRequest(f"The Content-Type {FORM} lacks its boundary.")
+    parts = _Parts(folder, limit, files, texts)
     sent = 0
     try:
-        parser = MultipartParser(boundary, form.callbacks())
+        parser = MultipartParser(boundary, parts.callbacks())
         async for chunk in body:
             sent += len(chunk)
             if sent > limit + _OVERHEAD:
                 raise TooLarge(f"The body is larger than the limit of {limit >> 20:,} MB.")
             parser.write(chunk)
     except MultipartParseError:
-        raise BadRequest("The body is no well-formed multipart/form-data.") from None
+        raise BadRequest(f"The body is no well-formed {FORM}.") from None
     finally:
-        sha256 = spool.close()
-    if not form.complete:
+        hashes = {field: spool.close() for field, spool in parts.spools.items()}
+    if not parts.complete:
         raise IncompleteBody("The form ends before its closing boundary. Send it again.")
-    if "file" not in form.fields:
-        detail = "The form has no field `file`."
-        raise Invalid(detail, errors=[Complaint("/file", "missing", detail)])
-    named = _text(form.fields, "name")
-    described = _text(form.fields, "schema")
-    return Sent(
-        spool.path,
-        _name(named if named is not None else name, form.filename),
-        sha256,
-        _schema(described, "/schema") if described is not None else _schema(schema, "?schema"),
+    if files[0] not in parts.spools:
+        detail = f"The form has no field `{files[0]}`."
+        raise Invalid(detail, errors=[Complaint(f"/{files[0]}", "missing", detail)])
+    return _Form(
+        {field: _File(spool.path, hashes[field], parts.filenames.get(field)) for field, spool in parts.spools.items()},
+        {field: bytes(text) for field, text in parts.texts.items()},
     )
-
-
-def _text(fields: dict[str, bytearray], name: str) -> str | None:
-    try:
-        return fields[name].decode() if name in fields else None
-    except UnicodeDecodeError:
-        detail = f"The form field {name!r} is not UTF-8."
-        raise Invalid(detail, errors=[Complaint(f"/{name}", "encoding", detail)], slug="encoding") from None
 
 
 async def _whole(body: AsyncIterator[bytes]) -> bytes:

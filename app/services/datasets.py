@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Protocol
 from uuid import UUID, uuid4
 
+import numpy as np
+
 from app import scratch
 from app.compute import ChildDied, Compute, TooSlow
 from app.domain.dataset import Contents, Dataset, Limits, Schema
@@ -190,14 +192,25 @@ class Datasets:
             await stored.delete(connection, dataset_id)
         await self._store.delete(dataset.location)
 
-    async def canvas_file(self, dataset_id: UUID, metric: str, country: str) -> Iterator[bytes]:
-        """The CSV for a manual import into Canvas, in pieces. Raises Invalid for a metric that is not there."""
+    async def canvas_file(self, dataset_id: UUID, metric: str, country: str, before: int = 0) -> Iterator[bytes]:
+        """The CSV for a manual import into Canvas, in pieces, without the targets of each server's last `before` steps.
+
+        Raises Invalid for a metric that is not there.
+        """
         dataset = await self.get(dataset_id)
         metrics = dataset.contents.metrics
         if metric not in metrics:
             detail = f"The dataset has no metric {metric!r}; it has {', '.join(metrics)}."
             raise Invalid(detail, errors=[Complaint("?metric", "unknown-metric", detail)])
-        return canvas_file.pieces(await self._store.local(dataset.location), metric, country)
+        ends = None
+        if before:
+            cut = before * dataset.contents.frequency.step
+            async with self._database.connect() as connection:
+                servers = await stored.servers(connection, dataset_id)
+            ends = {
+                server.server_id: np.datetime64(server.last_at.replace(tzinfo=None), "s") - cut for server in servers
+            }
+        return canvas_file.pieces(await self._store.local(dataset.location), metric, country, ends)
 
     async def history(self, dataset_id: UUID, metric: str, server_id: str) -> Panel:
         """One metric of one server, as it was uploaded. Raises NotFound for a metric or a server that is not there."""

@@ -136,6 +136,10 @@ class World:
                 return self._base | {"forecast_id": fresh}
             case "DELETE", "/datasets/{dataset_id}":
                 return self._base | {"dataset_id": await self.dataset()}
+            case "POST", "/forecasts/{forecast_id}/runs/canvas/results":
+                media_type, example, _ = next(bodies(OPERATIONS["POST /datasets"]))
+                first = await self._client.request("POST", "/datasets", **sending(media_type, example))
+                return self._base | {"forecast_id": await self.forecast(first.json()["id"], horizon=5)}
             case "POST", "/datasets/{dataset_id}/versions":
                 media_type, example, _ = next(bodies(OPERATIONS["POST /datasets"]))
                 first = await self._client.request("POST", "/datasets", **sending(media_type, example))
@@ -157,8 +161,8 @@ class World:
         assert made.status_code == 201, made.text
         return str(made.json()["id"])
 
-    async def forecast(self, dataset: str, *, run: bool = True) -> str:
-        asked = {"dataset_id": dataset, "metric": "cpu_p95", "horizon": 14, "models": ["seasonal_naive"]}
+    async def forecast(self, dataset: str, *, run: bool = True, horizon: int = 14) -> str:
+        asked = {"dataset_id": dataset, "metric": "cpu_p95", "horizon": horizon, "models": ["seasonal_naive"]}
         made = await self._client.post("/forecasts", json=asked)
         assert made.status_code == 202, made.text
         forecast = made.json()["id"]
