@@ -31,6 +31,9 @@ MODEL, FEW = "structural", "seasonal_naive"
 FEWEST = 4
 """Values that a series must have at transform."""
 
+AT_ONCE = 500
+"""Series that are fitted together at most: bounds the memory."""
+
 JUDGED = 200
 """Series that the candidates are judged on: a sample, since nobody reads these figures for long."""
 
@@ -190,8 +193,8 @@ def _predict(panel: Panel, horizon: int, levels: Sequence[float]) -> Array:
     long = panel.counts() >= MIN_VALUES
     for name, rows in ((MODEL, np.flatnonzero(long)), (FEW, np.flatnonzero(~long))):
         model = forecasters.member(name)
-        for start in range(0, len(rows), model.chunk or len(rows)):
-            piece = rows[start : start + (model.chunk or len(rows))]
+        for start in range(0, len(rows), AT_ONCE):
+            piece = rows[start : start + AT_ONCE]
             values[piece] = model.fit(panel.take(piece), horizon).predict(horizon, levels)
     return values
 
@@ -231,7 +234,7 @@ def _panel(content: bytes, made_for: Schema) -> tuple[pd.DataFrame, Panel]:
 
 def _numbered(identity: pd.DataFrame) -> tuple[Index, pd.DataFrame]:
     """Series in the order of their first rows: the number of each row's, and their names."""
-    numbers: Index = identity.groupby(list(identity.columns), sort=False).ngroup().to_numpy().astype(np.int64)
+    numbers: Index = identity.groupby(list(identity.columns), sort=False, observed=True).ngroup().to_numpy().astype(np.int64)
     return numbers, identity.drop_duplicates(ignore_index=True)
 
 
@@ -300,7 +303,7 @@ def _steps(table: pa.Table, made_for: Schema) -> Index:
 
 
 def _types(made_for: Schema, only: list[str] | None) -> csv.ConvertOptions:
-    types = {name: pa.string() for name in made_for.identity}
+    types = {name: pa.dictionary(pa.int32(), pa.string()) for name in made_for.identity}
     types |= {made_for.timestamp: pa.timestamp("s"), made_for.target: pa.float64()}
     return csv.ConvertOptions(
         column_types=types, timestamp_parsers=_DATES, include_columns=only, null_values=["", "NaN", "nan", "null"]
