@@ -234,7 +234,8 @@ def _panel(content: bytes, made_for: Schema) -> tuple[pd.DataFrame, Panel]:
 
 def _numbered(identity: pd.DataFrame) -> tuple[Index, pd.DataFrame]:
     """Series in the order of their first rows: the number of each row's, and their names."""
-    numbers: Index = identity.groupby(list(identity.columns), sort=False, observed=True).ngroup().to_numpy().astype(np.int64)
+    series = identity.groupby(list(identity.columns), sort=False, observed=True)
+    numbers: Index = series.ngroup().to_numpy().astype(np.int64)
     return numbers, identity.drop_duplicates(ignore_index=True)
 
 
