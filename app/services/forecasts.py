@@ -52,6 +52,7 @@ SECONDS = {
     "seasonal_naive": 0.001,
     "structural": 0.01,
     "gradient_boosting": 0.02,
+    "statistical": 0.02,
     "auto": 0.04,
     "prophet": 0.3,
     "random_forest": 0.3,
