@@ -6,6 +6,8 @@ A folder is locked as long as its maker lives: the kernel drops the lock with th
 import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,6 +22,17 @@ def claim(parent: Path) -> tuple[Path, int]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if folder.exists():  # else another process swept it before it was locked
             return folder, lock
+        os.close(lock)
+
+
+@contextmanager
+def folder(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent` for the time of the block."""
+    made, lock = claim(parent)
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
         os.close(lock)
 
 

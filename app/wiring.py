@@ -132,7 +132,9 @@ def _services(
     )
     forecasts = Forecasts(database, queue, canvas, Limits(work=settings.work_limit, queue=settings.queue_limit))
     answers = Answers(forecasts, results)
-    janitor = Janitor(database, canvas, answers, aws.sagemaker, aws.bucket, work) if aws else None
+    janitor = (
+        Janitor(database, canvas, answers, aws.sagemaker, aws.bucket, settings.data_dir / "scratch") if aws else None
+    )
     return Services(
         settings=settings,
         database=database,

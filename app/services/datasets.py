@@ -7,9 +7,7 @@ then made known by its row. What breaks off leaves a workspace, or a file that n
 import asyncio
 import hashlib
 import logging
-import os
 import re
-import shutil
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -98,12 +96,8 @@ class Datasets:
     async def workspace(self) -> AsyncIterator[Path]:
         """A folder for one upload, gone at the end of the block; if this process is killed, at the next sweep."""
         await self.sweep()
-        folder, lock = await asyncio.to_thread(scratch.claim, self._folder)
-        try:
+        with scratch.folder(self._folder) as folder:
             yield folder
-        finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-            os.close(lock)
 
     async def sweep(self) -> None:
         """Remove what processes that died have left: their workspaces, and files of the store that no row names.

@@ -14,13 +14,14 @@ from uuid import UUID
 
 import pyarrow.parquet as pq
 
+from app import scratch
 from app.aws.sagemaker import AutoMLJob, JobStatus, Listed, SageMaker, TransformJob
 from app.canvas.requests import name_prefix, results_key
 from app.domain.run import RunStatus
 from app.errors import Fatal, Transient
 from app.failpoints import reach
 from app.services.answers import Answers, Selection
-from app.services.canvas import CANVAS, Canvas, Files, purposes, spec_of, trainings
+from app.services.canvas import Canvas, Files, purposes, spec_of, trainings
 from app.storage import forecasts as stored_forecasts
 from app.storage import managed
 from app.storage.database import Database
@@ -34,10 +35,16 @@ WATCHED = timedelta(days=7)
 
 class Janitor:
     def __init__(
-        self, database: Database, canvas: Canvas, answers: Answers, sagemaker: SageMaker, files: Files, work: Path
+        self,
+        database: Database,
+        canvas: Canvas,
+        answers: Answers,
+        sagemaker: SageMaker,
+        files: Files,
+        scratch_folder: Path,
     ) -> None:
         self._database, self._canvas, self._answers = database, canvas, answers
-        self._sagemaker, self._files, self._work = sagemaker, files, work
+        self._sagemaker, self._files, self._scratch = sagemaker, files, scratch_folder
 
     async def sweep(self) -> None:
         """One round. What AWS does not let happen now is tried again in the next."""
@@ -104,15 +111,15 @@ class Janitor:
         runs = [run for run in forecast.runs if run.id == state.run_id] if forecast else []
         if forecast is None or runs[0].status is not RunStatus.SUCCEEDED:
             return
-        file = self._work / str(state.forecast_id) / f"{CANVAS}.parquet"
-        await asyncio.to_thread(file.parent.mkdir, parents=True, exist_ok=True)
-        writer: pq.ParquetWriter | None = None
-        async for table in self._answers.tables(forecast, runs, Selection()):
-            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
-            await asyncio.to_thread(writer.write_table, table)
-        assert writer is not None  # a selection of nothing is a table too
-        writer.close()
-        await self._files.put_file(results_key(state.forecast_id), file)
+        with scratch.folder(self._scratch) as folder:
+            file = folder / "canvas.parquet"
+            writer: pq.ParquetWriter | None = None
+            async for table in self._answers.tables(forecast, runs, Selection()):
+                writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+                await asyncio.to_thread(writer.write_table, table)
+            assert writer is not None  # a selection of nothing is a table too
+            writer.close()
+            await self._files.put_file(results_key(state.forecast_id), file)
         async with self._database.begin() as connection:
             await managed.results_left(connection, state.run_id)
 

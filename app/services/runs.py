@@ -336,7 +336,12 @@ class Runs:
         if claim.model == CANVAS and self._canvas.policy.emulated:
             warnings.append("canvas: AWS is emulated here; a local model answered, and its dollars are made up")
         if judged.scores is None:
-            warnings.append(f"{claim.model}: the history is too short for a back-test; it is unscored")
+            why = (
+                "its model has seen all that it"
+                if (report or {}).get("models_of")
+                else "the history is too short: nothing"
+            )
+            warnings.append(f"{claim.model}: {why} could be scored on; it is unscored")
         reach("before_store")
         async with self._database.begin() as connection:
             kept = await stored_runs.end(connection, claim, RunStatus.SUCCEEDED, stage="done", **ended)
