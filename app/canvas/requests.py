@@ -130,9 +130,13 @@ def run_folder(prefix: str, run_id: str) -> str:
     return f"{prefix.strip('/')}/runs/{run_id}/".lstrip("/")
 
 
+def results_folder(forecast_id: object) -> str:
+    """The prefix under which a forecast's results are left for others to read; ends in a slash."""
+    return f"forecasts/{forecast_id}/"
+
+
 def results_key(forecast_id: object) -> str:
-    """Where a forecast's results are left for others to read."""
-    return f"forecasts/{forecast_id}/canvas.parquet"
+    return f"{results_folder(forecast_id)}canvas.parquet"
 
 
 def name_prefix(installation: str) -> str:

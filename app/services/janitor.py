@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from app import scratch
 from app.aws.sagemaker import AutoMLJob, JobStatus, Listed, SageMaker, TransformJob
-from app.canvas.requests import name_prefix, results_key
+from app.canvas.requests import name_prefix, results_folder, results_key
 from app.domain.run import RunStatus
 from app.errors import Fatal, Transient
 from app.failpoints import reach
@@ -124,7 +124,7 @@ class Janitor:
             await managed.results_left(connection, state.run_id)
 
     async def _remove_results(self, state: Managed) -> None:
-        await self._files.delete_prefix(results_key(state.forecast_id))
+        await self._files.delete_prefix(results_folder(state.forecast_id))
         async with self._database.begin() as connection:
             await managed.results_removed(connection, state.run_id)
 
