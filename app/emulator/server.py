@@ -4,26 +4,28 @@ The server is werkzeug's, which moto brings along: many threads, for tests and d
 """
 
 import os
+import re
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from email.utils import formatdate
+from io import BytesIO
 from typing import Any
 from urllib.parse import parse_qsl
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 import boto3
 from botocore.config import Config
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from app.emulator import control, faults, service
+from app.emulator import control, faults, protocol, service
 from app.emulator.clock import SPEED, Clock
 from app.emulator.faults import Faults
 from app.emulator.journal import Journal
-from app.emulator.protocol import MARK, Answer
+from app.emulator.protocol import MARK, Answer, AwsError
 from app.emulator.s3 import INNER, S3
 from app.emulator.state import Account
 from app.emulator.studio import BUCKET, ROLE
@@ -109,7 +111,8 @@ class _Server:
 
     def _by_moto(self, environ: Environ, start: Start) -> Iterable[bytes]:
         """S3 and the rest, with faults of S3 and the journal around."""
-        name, operation = _service(environ), _operation(environ)
+        name, asked = _service(environ), _asked(environ)
+        operation = _operation(environ, asked)
         struck = self._account.faults.take(f"s3:{operation}", faults.S3) if name == "s3" else None
         status: int | None = None
 
@@ -123,11 +126,16 @@ class _Server:
                 pass
         parts: Iterable[bytes] | None = None
         if struck is None:
-            parts = self._moto(environ, marked)
+            try:
+                parts = self._moto(environ, marked)
+            except NotImplementedError:
+                status = 501
+                parts = _send(start, _not_emulated(environ, operation))
         elif struck != "lost_reply":
             status, *said = _S3_REFUSALS[struck]
             parts = _send(start, _xml(status, *said))
-        self._account.journal.add(name, operation, path=environ["PATH_INFO"], status=status, fault=struck)
+        path, query = environ["PATH_INFO"], environ.get("QUERY_STRING", "")
+        self._account.journal.add(name, operation, path=path, query=query, request=asked, status=status, fault=struck)
         return _hang_up(environ) if parts is None else parts
 
 
@@ -144,10 +152,23 @@ def _service(environ: Environ) -> str:
     return scope[3] if len(scope) > 4 else "s3"
 
 
-def _operation(environ: Environ) -> str:
-    """S3's, by method and path; of other services, the target or the path."""
+def _asked(environ: Environ) -> dict[str, Any]:
+    """What the body says, where what is asked cannot be told without it: forms, and the keys that are to be deleted."""
+    form = environ.get("CONTENT_TYPE", "").startswith("application/x-www-form-urlencoded")
+    deletes = _service(environ) == "s3" and environ.get("QUERY_STRING", "").split("=")[0] == "delete"
+    if not form and not deletes:
+        return {}
+    content = _content(environ)
+    environ["wsgi.input"] = BytesIO(content)
+    if form:
+        return dict(parse_qsl(content.decode()))
+    return {"Keys": [unescape(key) for key in re.findall(r"<Key>(.*?)</Key>", content.decode(), re.DOTALL)]}
+
+
+def _operation(environ: Environ, asked: dict[str, Any]) -> str:
+    """S3's, by method and path; of other services, the target, the action of a form, or the path."""
     if _service(environ) != "s3":
-        return str(environ.get("HTTP_X_AMZ_TARGET") or environ["PATH_INFO"])
+        return str(environ.get("HTTP_X_AMZ_TARGET") or asked.get("Action") or environ["PATH_INFO"])
     method: str = environ["REQUEST_METHOD"]
     parts = environ["PATH_INFO"].strip("/").split("/", 1)
     if parts == [""]:
@@ -170,6 +191,14 @@ def _xml(status: int, code: str, message: str) -> Answer:
     said = escape(f"{message} {MARK}")
     content = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{said}</Message></Error>".encode()
     return Answer(status, content, (("Content-Type", "application/xml"), ("Content-Length", str(len(content)))))
+
+
+def _not_emulated(environ: Environ, operation: str) -> Answer:
+    said = f"{operation} is not emulated. {MARK}"
+    if "HTTP_X_AMZ_TARGET" in environ:
+        return protocol.error(AwsError("NotImplemented", said, 501))
+    content = f"<ErrorResponse><Error><Code>NotImplemented</Code><Message>{said}</Message></Error></ErrorResponse>"
+    return Answer(501, content.encode(), (("Content-Type", "text/xml"), ("Content-Length", str(len(content)))))
 
 
 def _hang_up(environ: Environ) -> Iterable[bytes]:
