@@ -3,9 +3,7 @@
 import asyncio
 import os
 import signal
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,25 +11,7 @@ import psutil
 import pytest
 
 from app.compute import ChildDied, Processes, TooSlow
-
-
-def double(number: int) -> int:
-    return 2 * number
-
-
-def fail() -> None:
-    raise ValueError("as it said")
-
-
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def hang_with_grandchild(pid_file: str) -> None:
-    child = subprocess.Popen(["sleep", "600"])
-    with open(pid_file, "w") as file:
-        file.write(str(child.pid))
-    time.sleep(600)
+from tests.tasks import bomb, die, double, fail, hang_with_grandchild
 
 
 def litter(then: str) -> str:
@@ -40,10 +20,6 @@ def litter(then: str) -> str:
         Path(os.environ["LITTER"]).write_text(folder)
         os.kill(os.getpid(), signal.SIGKILL)
     return folder
-
-
-def bomb() -> int:
-    return len(bytearray(8 << 30))
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from app.compute._contract import Answer, ChildDied
 from app.compute.processes import Processes
 from app.errors import CannotStart, Unavailable
 
-_CONNECT = 10.0
+_CONNECT = 5.0
 """Seconds in which a scheduler answers, or is away."""
 
 _AHEAD = 2
@@ -103,8 +103,10 @@ class Cluster:
         try:
             await client
         except OSError as error:
-            await client.close()  # type: ignore[no-untyped-call]
             raise self._away() from error
+        except asyncio.CancelledError:
+            await client.close()  # type: ignore[no-untyped-call]
+            raise
         return client
 
     def _away(self) -> Unavailable:

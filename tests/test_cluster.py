@@ -1,0 +1,266 @@
+"""A Dask cluster in processes of its own: it answers as child processes here do, and forecasts outlive its losses."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from socket import socket
+from time import monotonic
+from typing import Any
+from uuid import UUID
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from fastapi import FastAPI
+
+from app.compute import ChildDied, TooSlow
+from app.compute.cluster import Cluster
+from app.domain.forecast import ForecastRequest
+from app.errors import CannotStart, Unavailable
+from app.main import create_app
+from app.settings import Settings
+from tests.processes import eventually, query, worker
+from tests.tasks import bomb, die, double, fail, hang_with_grandchild, kill_parent
+
+ROOT = Path(__file__).parents[1]
+SERVERS, HORIZON = 20, 7
+MODELS = ("random_forest", "structural")
+
+
+def gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def free_port() -> int:
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def process(*command: str, folder: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """In a group of its own, all of which ends with the block."""
+    with (folder / "cluster.log").open("ab") as log:
+        started = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stderr=log,
+            stdout=log,
+            start_new_session=True,
+        )
+    try:
+        yield started
+    finally:
+        kill(started)
+
+
+def kill(started: subprocess.Popen[bytes]) -> None:
+    if started.poll() is None:
+        os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
+
+
+@contextmanager
+def scheduler(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    arguments = ("--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
+    # A node takes seconds to start again: one that is lost twice with the same task is enough.
+    with process(
+        "dask", "scheduler", *arguments, folder=folder, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1"
+    ) as started:
+        yield started
+
+
+@contextmanager
+def node(folder: Path, port: int, failpoints: str = "") -> Iterator[subprocess.Popen[bytes]]:
+    """As an operator starts one: a nanny, and the node that it watches over."""
+    arguments = ("--nthreads", "1", "--no-dashboard", "--local-directory", str(folder))
+    with process(
+        "dask", "worker", f"tcp://127.0.0.1:{port}", *arguments, folder=folder, HEADROOM_FAILPOINTS=failpoints
+    ) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Of a scheduler with one node."""
+    number, folder = free_port(), tmp_path_factory.mktemp("cluster")
+    with scheduler(folder, number), node(folder, number):
+        yield number
+
+
+@pytest.fixture
+async def cluster(port: int) -> AsyncIterator[Cluster]:
+    cluster = Cluster(f"tcp://127.0.0.1:{port}", 1024)
+    await reached(cluster)
+    yield cluster
+    await cluster.close()
+
+
+async def reached(cluster: Cluster, seconds: float = 60) -> None:
+    """Comes back once the cluster has a node."""
+    deadline = monotonic() + seconds
+    while monotonic() < deadline:
+        try:
+            async with cluster.turn():
+                return
+        except Unavailable:
+            await asyncio.sleep(0.1)
+    raise AssertionError(f"no node came up in {seconds} s")
+
+
+async def test_answers_and_errors_come_back(cluster: Cluster) -> None:
+    assert await cluster.run(double, 21, seconds=60) == 42
+    with pytest.raises(ValueError, match="as it said"):
+        await cluster.run(fail, seconds=60)
+
+
+async def test_a_child_that_dies_fails_its_own_task_only(cluster: Cluster) -> None:
+    doomed, *others = await asyncio.gather(
+        cluster.run(die, seconds=60), *(cluster.run(double, n, seconds=60) for n in range(10)), return_exceptions=True
+    )
+    assert isinstance(doomed, ChildDied)
+    assert "SIGSEGV" in str(doomed)
+    assert others == [2 * n for n in range(10)]
+
+
+async def test_a_child_over_its_memory_fails(cluster: Cluster) -> None:
+    with pytest.raises(ChildDied, match="memory"):
+        await cluster.run(bomb, seconds=60)
+
+
+async def test_a_hang_is_killed_with_its_grandchildren(cluster: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(TooSlow):
+        await cluster.run(hang_with_grandchild, str(tmp_path / "pid"), seconds=3)
+    assert gone(int((tmp_path / "pid").read_text()))
+    assert await cluster.run(double, 1, seconds=60) == 2
+
+
+async def test_what_nobody_waits_for_is_killed(cluster: Cluster, tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    waiting = asyncio.create_task(cluster.run(hang_with_grandchild, str(file), seconds=600))
+    grandchild = int(await asyncio.to_thread(eventually, lambda: file.exists() and file.read_text(), "the start"))
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await asyncio.to_thread(eventually, lambda: gone(grandchild), "the end of what ran")
+    assert await cluster.run(double, 1, seconds=60) == 2
+
+
+async def test_a_task_that_takes_its_nodes_with_it_is_given_up(cluster: Cluster) -> None:
+    with pytest.raises(ChildDied, match="node"):
+        await cluster.run(kill_parent, seconds=60)
+    await reached(cluster)
+    assert await cluster.run(double, 1, seconds=60) == 2
+
+
+async def test_a_scheduler_that_goes_and_comes_is_waited_for(tmp_path: Path) -> None:
+    port = free_port()
+    cluster = Cluster(f"tcp://127.0.0.1:{port}", 1024)
+    try:
+        with scheduler(tmp_path, port) as doomed, node(tmp_path, port):
+            await reached(cluster)
+            file = tmp_path / "pid"
+            waiting = asyncio.create_task(cluster.run(hang_with_grandchild, str(file), seconds=600))
+            await asyncio.to_thread(eventually, file.exists, "the start")
+            kill(doomed)
+            with pytest.raises(Unavailable, match="cannot be reached"):
+                await waiting
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await cluster.run(double, 1, seconds=60)
+        with scheduler(tmp_path, port), node(tmp_path, port):
+            await reached(cluster)
+            assert await cluster.run(double, 21, seconds=60) == 42
+    finally:
+        await cluster.close()
+
+
+@pytest.mark.parametrize("url", ["scheduler:8786", "http://scheduler:8786", "tls://", "inproc://"])
+def test_another_kind_of_address_is_refused(url: str) -> None:
+    with pytest.raises(CannotStart, match="COMPUTE_URL"):
+        Cluster(url, 1024)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    return Settings(data_dir=tmp_path, database_url=database_url, compute_processes=1)
+
+
+@pytest.fixture
+async def api(settings: Settings) -> AsyncIterator[FastAPI]:
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture
+async def dataset(api: FastAPI) -> UUID:
+    random = np.random.default_rng(5)
+    start = np.datetime64("2023-01-01")
+    lines = ["server_id,timestamp,cpu_p95"] + [
+        f"srv-{server},{start + day},{40 + 8 * np.sin(day * 2 * np.pi / 7) + random.normal(0, 2):.2f}"
+        for server in range(SERVERS)
+        for day in range(120)
+    ]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://127.0.0.1:8000") as client:
+        answer = await client.post("/datasets", content="\n".join(lines), headers={"Content-Type": "text/csv"})
+    assert answer.status_code == 201, answer.text
+    return UUID(answer.json()["id"])
+
+
+def ended(settings: Settings, forecast_id: UUID) -> bool:
+    status = query(settings, "SELECT status FROM forecasts WHERE id = %s", forecast_id)[0][0]
+    return status in ("succeeded", "failed", "cancelled")
+
+
+def results(settings: Settings, forecast_id: UUID) -> list[tuple[Any, ...]]:
+    statement = """
+        SELECT model, to_jsonb(results) - 'run_id'
+        FROM results JOIN runs ON runs.id = run_id WHERE forecast_id = %s ORDER BY model, server_id
+    """
+    return query(settings, statement, forecast_id)
+
+
+async def test_a_forecast_that_loses_a_node_is_the_same_as_one_made_here(
+    api: FastAPI, settings: Settings, dataset: UUID, tmp_path: Path
+) -> None:
+    """The scheduler comes late; the first node freezes in a fit, and is killed once there is a second one."""
+
+    async def submitted() -> UUID:
+        request = ForecastRequest(dataset, "cpu_p95", HORIZON, models=MODELS)
+        return (await api.state.services.forecasts.submit(request, "", None)).forecast.id  # type: ignore[no-any-return]
+
+    here = await submitted()
+    with worker(settings):
+        eventually(lambda: ended(settings, here), "the end of the forecast made here")
+
+    port, elsewhere = free_port(), await submitted()
+    with worker(settings.model_copy(update={"compute_url": f"tcp://127.0.0.1:{port}"})):
+        away = "SELECT id FROM run_events WHERE detail = 'unavailable'"
+        eventually(lambda: query(settings, away), "the return to the queue")
+        with scheduler(tmp_path, port), node(tmp_path, port, "fit.random_forest.srv-2=stop") as doomed:
+            eventually(lambda: frozen(doomed), "the freeze")
+            before = pieces(settings, elsewhere)
+            with node(tmp_path, port):
+                eventually(lambda: pieces(settings, elsewhere) > before, "a piece from the second node")
+                assert not ended(settings, elsewhere)
+                kill(doomed)
+                eventually(lambda: ended(settings, elsewhere), "the end of the forecast made elsewhere")
+    assert query(settings, "SELECT max(attempt) FROM runs") == [(0,)]
+    expected = results(settings, here)
+    assert len(expected) == SERVERS * len(MODELS)
+    assert results(settings, elsewhere) == expected
+
+
+def frozen(node: subprocess.Popen[bytes]) -> bool:
+    return any(child.status() == psutil.STATUS_STOPPED for child in psutil.Process(node.pid).children(recursive=True))
+
+
+def pieces(settings: Settings, forecast_id: UUID) -> int:
+    return len(list((settings.data_dir / "work").glob(f"*/{forecast_id}/*.npy")))
