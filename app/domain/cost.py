@@ -55,7 +55,7 @@ RUN = "run"
 """The purpose of a line that is about the whole attempt: its reservation, and what is released of it."""
 
 TRAINING = "automl"
-"""The purpose of the AutoML job; its retraining, where there is one, is part of it."""
+"""The purpose of the AutoML job; `automl-again` is that of its retraining, where there is one."""
 
 
 @dataclass(frozen=True)
