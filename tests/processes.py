@@ -59,4 +59,4 @@ def query(settings: Settings, statement: str, *values: Any) -> list[tuple[Any, .
     assert settings.database_url
     with psycopg.connect(settings.database_url) as connection:
         ran = connection.execute(statement, values)  # type: ignore[arg-type]
-        return ran.fetchall() if ran.description else []
+        return ran.fetchall() if ran.description is not None else []
