@@ -20,7 +20,7 @@ from app.emulator.protocol import ACCOUNT, MARK, Body, Call, invalid
 from app.emulator.rules import ALGORITHMS, MAX_HORIZON, OBJECTIVES
 from app.emulator.state import STOPPING, Account, AutoMLJob, Plan, Training, in_use, key, not_found
 
-INSTANCE, VOLUME_GB = "ml.m5.2xlarge", 50
+INSTANCE, DEAR, VOLUME_GB = "ml.m5.2xlarge", "ml.m5.24xlarge", 50
 """What the children run on. AWS chooses its own and does not say which."""
 
 IMAGE = "headroom-emulated-automl-time-series"
@@ -160,6 +160,11 @@ def list_trainings(account: Account, call: Call) -> Body:
             if one.start <= now
         ]
     return listing.page(rows, call.body, "TrainingJobSummaries", "TrainingJobName", "TrainingJobStatus", last=False)
+
+
+def instance(job: AutoMLJob) -> str:
+    """What its children run on."""
+    return DEAR if "dear" in job.faults else INSTANCE
 
 
 def list_processings(_account: Account, _call: Call) -> Body:
@@ -412,7 +417,7 @@ def _training(job: AutoMLJob, training: Training, now: float) -> Body:
         "AlgorithmSpecification": {"TrainingImage": job.image, "TrainingInputMode": "File"},
         "HyperParameters": {"emulated": "true", "algorithm": training.algorithm},
         "RoleArn": job.request["RoleArn"],
-        "ResourceConfig": {"InstanceType": INSTANCE, "InstanceCount": 1, "VolumeSizeInGB": VOLUME_GB},
+        "ResourceConfig": {"InstanceType": instance(job), "InstanceCount": 1, "VolumeSizeInGB": VOLUME_GB},
         "StoppingCondition": {"MaxRuntimeInSeconds": 86_400},
         "CreationTime": training.start,
         "TrainingStartTime": training.start,

@@ -3,7 +3,7 @@
 Prices are those of us-east-1 as four public tables agree on, not confirmed at AWS; what has none is listed unpriced.
 """
 
-from app.emulator.automl import INSTANCE
+from app.emulator.automl import instance
 from app.emulator.protocol import Body
 from app.emulator.state import Account
 
@@ -27,7 +27,7 @@ def meter(account: Account) -> Body:
     with account.lock:
         now = account.clock.now()
         lines = [
-            _line("training", one.name, job.name, INSTANCE, 1, min(now, one.end) - one.start)
+            _line("training", one.name, job.name, instance(job), 1, min(now, one.end) - one.start)
             for job, one in account.trainings()
             if one.start < now
         ]

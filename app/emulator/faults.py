@@ -19,6 +19,7 @@ CALL = {
     "server_error_after_success": "HTTP 500, but it is done",
     "lost_reply": "it is done, and the connection is cut without an answer",
     "access_denied": "refused with AccessDeniedException",
+    "expired_token": "refused with ExpiredTokenException: the credentials have run out",
     "resource_limit": "refused with ResourceLimitExceeded",
     "unknown_status": "the answer says a status that nobody has heard of (on a create: every description of the job)",
     "no_domain": "ListDomains finds none",
@@ -28,6 +29,7 @@ JOB = {
     "no_candidate": "the AutoML job ends Completed, without a BestCandidate",
     "cpu_containers": "the candidate has InferenceContainerDefinitions['CPU'] in place of InferenceContainers",
     "slow": "the job takes ten times as long",
+    "dear": "the AutoML job's children run on ml.m5.24xlarge",
 }
 OUTPUT = {
     "malformed_out": "the `.out` files are not CSV",
@@ -35,6 +37,7 @@ OUTPUT = {
     "late_out": "the `.out` files come ten simulated minutes after Completed",
     "nan_out": "some values are nan and inf",
     "short_out": "the last steps of each series are missing",
+    "long_out": "each series goes on for a step more than was asked for",
     "missing_item_out": "one item is missing",
     "extra_item_out": "there is an item that nobody asked for",
     "duplicate_out": "some rows are there twice",
@@ -132,6 +135,8 @@ def refusal(fault: str, operation: str) -> AwsError | None:
                 f"User: arn:aws:iam::{ACCOUNT}:user/emulated is not authorized to perform: sagemaker:{operation} "
                 f"because no identity-based policy allows the action {MARK}",
             )
+        case "expired_token":
+            return AwsError("ExpiredTokenException", f"The security token included in the request is expired {MARK}")
         case "resource_limit":
             return AwsError(
                 "ResourceLimitExceeded",

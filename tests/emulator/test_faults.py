@@ -19,6 +19,7 @@ TESTED_HERE = {
     "server_error_after_success",
     "lost_reply",
     "access_denied",
+    "expired_token",
     "resource_limit",
     "unknown_status",
     "no_domain",
@@ -42,6 +43,7 @@ def test_the_document_names_every_fault_and_operation() -> None:
     [
         ("throttle", 400, "ThrottlingException"),
         ("access_denied", 400, "AccessDeniedException"),
+        ("expired_token", 400, "ExpiredTokenException"),
         ("resource_limit", 400, "ResourceLimitExceeded"),
         ("server_error", 500, "InternalFailure"),
     ],
@@ -121,6 +123,18 @@ def test_containers_come_in_the_other_shape(emulator: Any) -> None:
     assert emulator.transformed(emulator.transform("cpu"))["TransformJobStatus"] == "Completed"
 
 
+def test_dear_children_cost_twelve_times_as_much(emulator: Any) -> None:
+    emulator.trained()
+    usual = emulator.control("GET", "/costs")["total_microdollars"]
+    emulator.control("POST", "/reset")
+    emulator.arm("CreateAutoMLJobV2", "dear")
+    emulator.trained()
+    training = emulator.sagemaker.list_training_jobs()["TrainingJobSummaries"][0]["TrainingJobName"]
+    described = emulator.sagemaker.describe_training_job(TrainingJobName=training)
+    assert described["ResourceConfig"]["InstanceType"] == "ml.m5.24xlarge"
+    assert emulator.control("GET", "/costs")["total_microdollars"] == pytest.approx(12 * usual, rel=0.01)
+
+
 def test_slow_jobs_take_ten_times_as_long(emulator: Any) -> None:
     emulator.arm("CreateAutoMLJobV2", "slow")
     assert emulator.trained()["AutoMLJobStatus"] == "InProgress"
@@ -190,6 +204,7 @@ def test_output_that_is_not_right(emulator: Any, fault: str) -> None:
     seen = {
         "nan_out": bool(np.isnan(levels).any() and np.isinf(levels).any()),
         "short_out": len(table) < whole and len(items) == emulator.items,
+        "long_out": len(table) > whole and not table.duplicated(["server_id", "timestamp"]).any() and len(items) == 3,
         "missing_item_out": len(items) == emulator.items - 1,
         "extra_item_out": len(items) == emulator.items + 1,
         "duplicate_out": bool(table.duplicated(["server_id", "timestamp"]).any()),
