@@ -265,7 +265,7 @@ def _utc(time: datetime) -> np.datetime64:
 
 def _days_of(file: Path, column: str, expected: Expected) -> dict[str, np.datetime64]:
     """What each time in a file means. Of `01/02/2023` the order of month and day is the one that all times of the file
-    fit, and under which more of them are times of the forecast."""
+    fit, or most of them, and under which more of them are times of the forecast."""
     words: set[str] = set()
     for batch in _batches(file, {column: pa.string()}):
         words.update(batch.column(column).unique().to_pylist())
@@ -273,15 +273,12 @@ def _days_of(file: Path, column: str, expected: Expected) -> dict[str, np.dateti
     wanted = set(_steps(asked.ravel(), expected.frequency).tolist())
     readings = [_reading(words, _iso)]
     readings += [_reading(words, partial(_formed, forms)) for forms in _CONVENTIONS]
-    best: dict[str, np.datetime64] = {}
-    most = -1
-    for reading in readings:
-        if len(reading) == len(words):
-            steps = _steps(np.array(list(reading.values()), "datetime64[s]"), expected.frequency)
-            inside = len(wanted.intersection(steps.tolist()))
-            if inside > most:
-                best, most = reading, inside
-    return best
+
+    def fit(reading: dict[str, np.datetime64]) -> tuple[int, int]:
+        steps = _steps(np.array(list(reading.values()), "datetime64[s]"), expected.frequency)
+        return len(reading), len(wanted.intersection(steps.tolist()))
+
+    return max(readings, key=fit)
 
 
 def _reading(words: Iterable[str], parse: Parse) -> dict[str, np.datetime64]:
