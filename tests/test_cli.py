@@ -1,5 +1,6 @@
 """What the command line says when it cannot go on: one line that names what to mend, and no traceback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.emulator.server import started
 from app.errors import CannotStart
 from app.storage.datadir import DataDirLock
 
@@ -34,6 +36,45 @@ def test_a_file_that_is_not_there_is_named() -> None:
     assert said("forecast", "nofile.csv", "--metric", "cpu") == (
         "headroom: nofile.csv cannot be read: No such file or directory.\n"
     )
+
+
+def checked(*arguments: str, **environment: str) -> tuple[int, str]:
+    """Exit code and standard output of `headroom aws check`."""
+    ended = subprocess.run(
+        [HEADROOM, "aws", "check", *arguments], env=os.environ | environment, capture_output=True, text=True
+    )
+    assert ended.stderr == ""
+    return ended.returncode, ended.stdout
+
+
+def test_aws_that_is_off_is_told_with_what_to_set(database_url: str) -> None:
+    code, told = checked(DATABASE_URL=database_url, HEADROOM_AWS="off")
+    assert code == 1
+    assert told.startswith("✗ HEADROOM_AWS: AWS is off")
+    assert "HEADROOM_ROLE_ARN" in told
+    assert told.count("\n") == 1
+
+
+def test_aws_that_is_emulated_is_checked_and_called_so(database_url: str) -> None:
+    with started() as url:
+        environment = {
+            "DATABASE_URL": database_url,
+            "HEADROOM_AWS": "emulated",
+            "AWS_ENDPOINT_URL": url,
+            "AWS_ACCESS_KEY_ID": "emulated",
+            "AWS_SECRET_ACCESS_KEY": "canary-secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "HEADROOM_MONTHLY_BUDGET_USD": "5",
+        }
+        code, told = checked(**environment)
+        assert code == 0, told
+        assert {line[0] for line in told.splitlines()} == {"✓", "–"}
+        assert "emulated" in told.splitlines()[0]
+        code, said = checked("--json", **environment | {"HEADROOM_MONTHLY_BUDGET_USD": "0"})
+    report = json.loads(said)
+    assert (code, report["ok"], report["emulated"]) == (1, False, True)
+    assert [one["name"] for one in report["findings"] if one["state"] == "wrong"] == ["budget"]
+    assert "canary-secret" not in told + said
 
 
 @pytest.fixture
