@@ -48,7 +48,7 @@ class ByHand:
     async def check(self, forecast_id: UUID) -> None:
         """Raises NotFound, or Conflict where results may not be brought, before anybody sends a large file."""
         async with self._database.connect() as connection:
-            _run_of(await stored_forecasts.get(connection, forecast_id), forecast_id)
+            _open(await stored_forecasts.get(connection, forecast_id), forecast_id)
 
     async def bring(self, forecast_id: UUID, exported: Exported, folder: Path) -> Forecast:
         """The forecast, with these as the results of its `canvas` run. `folder` is for files of the time being.
@@ -87,11 +87,8 @@ class ByHand:
         """All in one transaction, under the forecast's lock: meanwhile it may have been cancelled or deleted."""
         forecast_id = plan.forecast.id
         async with self._database.begin() as connection:
-            forecast = await stored_forecasts.hold(connection, forecast_id)
-            run = _run_of(forecast, forecast_id)
-            assert forecast is not None
-            if run is None:
-                run = await _added(connection, forecast, len(plan.servers))
+            forecast = _open(await stored_forecasts.hold(connection, forecast_id), forecast_id)
+            run = _canvas_of(forecast) or await _added(connection, forecast, len(plan.servers))
             await stored_runs.bring(
                 connection,
                 run.id,
@@ -108,22 +105,32 @@ class ByHand:
         return made
 
 
-def _run_of(forecast: Forecast | None, forecast_id: UUID) -> Run | None:
-    """The `canvas` run that the results are to be of, None where there is none yet."""
-    if forecast is None:
-        raise _unknown(forecast_id)
-    run = next((run for run in forecast.runs if run.model == CANVAS), None)
+def refusal(forecast: Forecast) -> str | None:
+    """Why results may not be brought to a forecast as it stands."""
+    run = _canvas_of(forecast)
     if forecast.status == ForecastStatus.CANCELLED or (run and run.status is RunStatus.CANCELLED):
-        raise Conflict("The forecast was cancelled. Submit it again, and bring the results to the new one.")
+        return "The forecast was cancelled. Submit it again, and bring the results to the new one."
     if run is not None and not run.status.is_terminal:
-        raise Conflict(f"The canvas run is {run.status}; wait for its end, or cancel the forecast.")
+        return f"The canvas run is {run.status}; wait for its end, or cancel the forecast."
     if run is not None and run.status is RunStatus.SUCCEEDED and not is_by_hand(run):
-        raise Conflict("The canvas run has succeeded on AWS; its results stay. Bring yours to a forecast of its own.")
-    return run
+        return "The canvas run has succeeded on AWS; its results stay. Bring yours to a forecast of its own."
+    return None
 
 
 def is_by_hand(run: Run) -> bool:
     return bool(run.report and run.report.get(BY_HAND))
+
+
+def _open(forecast: Forecast | None, forecast_id: UUID) -> Forecast:
+    if forecast is None:
+        raise _unknown(forecast_id)
+    if (why := refusal(forecast)) is not None:
+        raise Conflict(why)
+    return forecast
+
+
+def _canvas_of(forecast: Forecast) -> Run | None:
+    return next((run for run in forecast.runs if run.model == CANVAS), None)
 
 
 async def _added(connection: Connection, forecast: Forecast, servers: int) -> Run:

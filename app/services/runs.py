@@ -324,16 +324,18 @@ class Runs:
         report: Mapping[str, Any] | None = None,
     ) -> None:
         stood_in = judging.stood_in(judged)
+        emulated = claim.model == CANVAS and self._canvas.policy.emulated
         changed = {
             "filled_values": sum(piece.filled for piece in fitted),
             "capped_outliers": sum(piece.capped for piece in fitted),
+            **({"emulated": True} if emulated else {}),
         }
         seconds = sum(piece.seconds for piece in fitted)
         ended = judging.columns(plan, judged, seconds, {**(report or {}), **changed})
         warnings = []
         if stood_in:
             warnings.append(f"{claim.model}: {stood_in} of {len(plan.servers)} servers were answered by {STAND_IN}")
-        if claim.model == CANVAS and self._canvas.policy.emulated:
+        if emulated:
             warnings.append("canvas: AWS is emulated here; a local model answered, and its dollars are made up")
         if judged.scores is None:
             why = (

@@ -26,6 +26,7 @@ from app.domain.panel import Array
 from app.domain.risk import LEVELS, default_threshold
 from app.domain.run import Run
 from app.errors import Complaint, HeadroomError, Invalid, NoResults, NotFound, ThresholdRequired
+from app.services import by_hand
 from app.services.answers import NOMINAL_COVERAGE, Selection
 from app.services.risk import Answer, Filters, Group, GroupCount, Question, ServerRisk, Sort
 from app.storage.results import ResultMatrix
@@ -89,6 +90,9 @@ async def overview(services: Services, caller: Reader, forecast_id: Text = "", t
         "overview.html",
         caller=caller,
         may_write=Scope.WRITE in caller.scopes,
+        may_pay=Scope.PAID in caller.scopes,
+        emulated=_emulated(services),
+        max_cost_usd=services.settings.max_cost_usd,
         glance=glance,
         trouble=trouble,
         asks_threshold=isinstance(trouble, ThresholdRequired),
@@ -176,6 +180,9 @@ async def forecast(forecast_id: UUID, services: Services, caller: Reader, thresh
         "forecast.html",
         caller=caller,
         may_write=Scope.WRITE in caller.scopes,
+        emulated=_emulated(services),
+        takes_results=found.is_terminal and by_hand.refusal(found) is None,
+        brought=any(by_hand.is_by_hand(run) for run in found.runs),
         forecast=found,
         dataset=await services.datasets.get(found.request.dataset_id),
         ranked=ranked,
@@ -228,6 +235,11 @@ async def server(
 @router.get("/sign-in", dependencies=[OPEN])
 async def sign_in() -> HTMLResponse:
     return page("problem.html", problem={"status": 401, "title": "Sign in", "detail": "", "errors": []})
+
+
+def _emulated(services: Services) -> bool:
+    """Whoever reads of canvas is told when its AWS is none."""
+    return services.settings.aws == "emulated"
 
 
 async def _glance(

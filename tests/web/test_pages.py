@@ -1,6 +1,8 @@
 """The pages, in a real browser on a real service where that is what counts, and over plain HTTP where it is not."""
 
 import asyncio
+import csv
+import io
 import re
 import shutil
 import socket
@@ -80,12 +82,12 @@ class Service:
 
 
 @asynccontextmanager
-async def serving(database_url: str, folder: Path) -> AsyncIterator[Service]:
+async def serving(database_url: str, folder: Path, **more: Any) -> AsyncIterator[Service]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         settings = Settings(
-            data_dir=folder, database_url=database_url, host="127.0.0.1", port=port, compute_processes=1
+            data_dir=folder, database_url=database_url, host="127.0.0.1", port=port, compute_processes=1, **more
         )
         app = create_app(settings)
         server = uvicorn.Server(uvicorn.Config(app, ws="none", log_config=None, timeout_graceful_shutdown=1))
@@ -294,6 +296,85 @@ async def test_from_a_file_to_a_submitted_forecast(service: Service, browser: Br
         # What a browser says of the answer 422 to the first upload is all that it says.
         assert len(watched.complaints) == 1
         assert "422" in watched.complaints[0]
+
+
+async def test_canvas_says_what_it_would_cost_or_why_not_before_it_is_asked_for(
+    service: Service, dataset: str, browser: Browser
+) -> None:
+    async with opened(browser, service.url) as watched:
+        page = watched.page
+        await page.goto("/")
+        question = page.locator("#forecast")
+        cap = question.get_by_label("Cost cap, dollars")
+        await expect(cap).to_be_hidden()
+        await question.get_by_label("canvas").check()
+        await expect(cap).to_have_value("0.20")
+        await expect(question.locator("[data-estimate]")).to_contain_text("would be skipped, and local models answer")
+        await expect(question.locator("[data-estimate]")).to_contain_text("HEADROOM_AWS is off")
+        await question.get_by_label("Horizon").fill(str(HORIZON))
+        async with page.expect_request(lambda sent: sent.method == "POST" and sent.url.endswith("/forecasts")) as sent:
+            await question.get_by_role("button", name="Submit").click()
+        request = await sent.value
+        assert re.fullmatch("[0-9a-f]{32}", (await request.all_headers())["idempotency-key"])
+        assert request.post_data_json["max_cost_usd"] == 0.2
+        await page.wait_for_url("**/pages/forecasts/*")
+        await expect(page.locator("[data-run=canvas] [data-status]")).to_have_text("skipped")
+        await page.get_by_role("button", name="Cancel the forecast").click()
+        await expect(page.locator(".heading .status")).to_have_text("cancelled")
+        await expect(page.get_by_role("heading", name="Canvas by hand")).to_have_count(0)
+        assert watched.complaints == []
+
+
+def exported(window: int = 0) -> bytes:
+    """What Canvas would have said of the servers of `history`."""
+    out = io.StringIO()
+    lines = csv.writer(out)
+    lines.writerow(["item_id", "timestamp", "p10", "p50", "p90"])
+    first = DAYS[-1] + 1 - window * HORIZON
+    for name, level in SERVERS.items():
+        lines.writerows([name, first + step, level - 3, level, level + 3] for step in range(HORIZON))
+    return out.getvalue().encode()
+
+
+async def test_the_results_of_the_screens_are_brought_on_the_page(
+    service: Service, dataset: str, browser: Browser, tmp_path: Path
+) -> None:
+    forecast = await service.forecast(dataset, "seasonal_naive", name="by hand")
+    await service.run(forecast, "seasonal_naive")
+    files = {name: tmp_path / f"{name}.csv" for name in ("good", "earlier", "bad")}
+    files["good"].write_bytes(exported())
+    files["earlier"].write_bytes(exported(window=1))
+    files["bad"].write_bytes(exported(window=1))
+    async with opened(browser, service.url) as watched:
+        page = watched.page
+        await page.goto(f"/pages/forecasts/{forecast}")
+        form = page.locator("[data-bring]")
+        async with page.expect_download() as download:
+            await form.get_by_role("link", name="the history before the last 14 days").click()
+        saved = await (await download.value).path()
+        assert saved.read_bytes().count(b",,") == HORIZON * len(SERVERS), "rows without a target"
+        await form.get_by_label("Export of the forecast").set_input_files(files["bad"])
+        await form.get_by_role("button", name="Bring the results").click()
+        await expect(form.get_by_role("status")).to_contain_text("lack values", timeout=30_000)
+        await form.get_by_label("Export of the forecast").set_input_files(files["good"])
+        await form.get_by_label("Export for the score").set_input_files(files["earlier"])
+        await form.get_by_role("button", name="Bring the results").click()
+        await expect(page.locator("[data-run=canvas]")).to_contain_text("by hand", timeout=30_000)
+        await expect(page.get_by_role("region", name="Comparison of the models")).to_contain_text("canvas")
+        await expect(page.get_by_role("main")).to_contain_text("It may be brought again")
+        assert [complaint for complaint in watched.complaints if "422" not in complaint] == []
+
+
+async def test_an_emulated_aws_is_never_taken_for_aws(database_url: str, tmp_path: Path) -> None:
+    async with serving(database_url, tmp_path, aws="emulated") as service:
+        assert "AWS is emulated in this installation" in (await service.http.get("/")).text
+        forecast = await service.forecast(await service.dataset(), "seasonal_naive")
+        await service.run(forecast, "seasonal_naive")
+        with psycopg.connect(database_url) as connection:  # as a run of canvas leaves it
+            connection.execute("""UPDATE runs SET model = 'canvas', report = report || '{"emulated": true}'""")
+            connection.execute("UPDATE forecasts SET best_model = 'canvas'")
+        for address in ("/", *addresses(forecast)[1:]):
+            assert 'class="flag" title="AWS is emulated here' in (await service.http.get(address)).text, address
 
 
 async def test_results_are_saved_as_files(service: Service, done: str, browser: Browser) -> None:

@@ -1,4 +1,4 @@
-// Buttons of a forecast: take its results along, cancel it, delete it.
+// What is done with a forecast: take its results along, bring those of Canvas, cancel it, delete it.
 "use strict";
 
 const placeOf = (button) => {
@@ -31,5 +31,21 @@ for (const button of document.querySelectorAll("[data-send]")) {
     const answer = await Headroom.ask(placeOf(button), button.dataset.to, { method: button.dataset.send });
     button.disabled = Boolean(answer);
     if (answer && button.dataset.then) location.assign(button.dataset.then);
+  });
+}
+
+for (const form of document.querySelectorAll("[data-bring]")) {
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const [place, button] = [".answer", "button"].map((part) => form.querySelector(part));
+    const body = new FormData();
+    for (const field of form.querySelectorAll("[type=file]")) {
+      if (field.files.length) body.append(field.name, field.files[0]);
+    }
+    Headroom.say(place, "Reading and judging …");
+    button.disabled = true;
+    const answer = await Headroom.ask(place, form.dataset.bring, { method: "POST", body });
+    button.disabled = false;
+    if (answer) location.reload();
   });
 }

@@ -60,19 +60,66 @@ upload.addEventListener("submit", async (event) => {
   metrics.focus();
 });
 
+/** One per form as it stands: a second click makes no second forecast, another question is another one. */
+function newKey() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+const paid = question.querySelector("[data-paid]");
+const canvas = question.querySelector("[name=models][value=canvas]");
+let key = newKey();
+
+function asked() {
+  const models = [...question.querySelectorAll("[name=models]:checked")].map((box) => box.value);
+  const name = question.elements.name.value.trim();
+  return {
+    dataset_id: datasets.value,
+    metric: metrics.value,
+    horizon: Number(horizon.value),
+    models,
+    ...(name && { name }),
+    ...(canvas && canvas.checked && { max_cost_usd: Number(question.elements.max_cost_usd.value) }),
+  };
+}
+
+const dollars = (amount) => `$${amount.toFixed(2)}`;
+
+/** What canvas would cost, or why it cannot run, before anything is submitted. */
+let latest = 0;
+async function estimate() {
+  if (!paid) return;
+  paid.hidden = !canvas.checked;
+  const number = ++latest;
+  if (paid.hidden || !datasets.value || !metrics.value || !horizon.value) return;
+  const place = paid.querySelector("[data-estimate]");
+  const body = asked();
+  const answer = await fetch("/forecasts/estimate", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) }).catch(() => null);
+  const said = answer && (await answer.json().catch(() => null));
+  if (number !== latest) return;
+  if (!answer || !answer.ok) {
+    Headroom.refuse(place, answer ? answer.status : 0, said);
+    return;
+  }
+  const run = said.runs.find((one) => one.model === "canvas");
+  if (run.eligible) {
+    const minutes = run.seconds ? `, ${Math.ceil(run.seconds / 60)} min` : "";
+    Headroom.say(place, `canvas: estimated ${dollars(run.estimated_usd)}${minutes}; stopped at ${dollars(body.max_cost_usd)}.`);
+  } else {
+    Headroom.say(place, `canvas would be skipped, and local models answer: ${run.reason}`, { refused: true });
+  }
+}
+
 question.addEventListener("submit", async (event) => {
   event.preventDefault();
-  const place = question.querySelector(".answer");
-  const models = [...question.querySelectorAll("[name=models]:checked")].map((box) => box.value);
-  if (!models.length) {
+  const place = question.querySelector(":scope > .answer");
+  const body = asked();
+  if (!body.models.length) {
     Headroom.say(place, "Tick one model at least.", { refused: true });
     return;
   }
-  const name = question.elements.name.value.trim();
-  const body = { dataset_id: datasets.value, metric: metrics.value, horizon: Number(horizon.value), models, ...(name && { name }) };
   const button = question.querySelector("button");
   button.disabled = true;
-  const headers = { "Content-Type": "application/json" };
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": key };
   const answer = await Headroom.ask(place, "/forecasts", { method: "POST", headers, body: JSON.stringify(body) });
   if (answer) location.assign(`/pages/forecasts/${(await answer.json()).id}`);
   else button.disabled = false;
@@ -80,4 +127,9 @@ question.addEventListener("submit", async (event) => {
 
 datasets.addEventListener("change", offerMetrics);
 horizon.addEventListener("input", () => { horizon.dataset.touched = "yes"; });
+for (const change of ["input", "change"]) {
+  question.addEventListener(change, () => { key = newKey(); });
+}
+question.addEventListener("change", estimate);
 offerMetrics();
+estimate();
