@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from app.settings import Settings
 Seen = TypeVar("Seen")
 
 HEADROOM = (sys.executable, "-m", "app")
+_ROOT = Path(__file__).parents[1]
 
 
 @contextmanager
@@ -29,7 +31,7 @@ def process(
     }
     environment = os.environ | set_by_hand | {"HEADROOM_FAILPOINTS": failpoints} | variables
     with (settings.data_dir / f"{command[-1]}.log").open("ab") as log:
-        started = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log)
+        started = subprocess.Popen(command, cwd=_ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=log)
     try:
         yield started
     finally:

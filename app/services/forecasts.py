@@ -31,6 +31,7 @@ from app.errors import (
     QueueFull,
     WorkLimit,
 )
+from app.failpoints import reach
 from app.services.canvas import CANVAS, Canvas
 from app.services.reuse import Reused, find
 from app.storage import datasets as stored_datasets
@@ -128,6 +129,8 @@ class Forecasts:
                     await self._insert(connection, forecast_id, request, owner)
                     if key is not None:
                         await stored.bind_key(connection, owner, key, forecast_id)
+                reach("in_submit")
+            reach("after_submit")
         except LockTimeout:
             raise InFlight(
                 "A request with this Idempotency-Key is still being answered. Send it again in a moment."
