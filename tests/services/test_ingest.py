@@ -4,7 +4,7 @@ import gzip
 import io
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -509,10 +509,48 @@ def test_a_row_before_the_last_of_its_server_is_refused(upload: Uploads) -> None
     with pytest.raises(HeadroomError) as refused:
         upload(HEADER + "a,2023-12-31,1\n" + daily(22), parent=upload.history)
     assert [complaint.code for complaint in refused.value.errors] == ["older-rows"]
-    assert refused.value.detail.startswith("2 rows have a time before the last that their server has already ('a'): ")
+    assert refused.value.detail.startswith("2 rows have a time before the last value that their server has already (")
     assert "'a' at 2023-12-31" in refused.value.detail
     upload(HEADER + "".join(gap))
     assert upload(HEADER + "b,2023-12-31,1\n" + "".join(gap[2:]) + "a,2024-01-21,1\n", parent=upload.history).rows == 21
+
+
+AHEAD = "server_id,timestamp,cpu_p95,promo,region\n"
+
+
+def with_open_rows(upload: Uploads) -> None:
+    """20 days with values; of the next ten, only `promo` is known, and every other one has no row."""
+    rows = "".join(f"a,{time},{50 + time.day},0,north\n" for time in january(20))
+    ahead = "".join(f"a,{time},,1,\n" for time in january(30)[20::2])
+    upload(AHEAD + rows + ahead, schema=Schema(known_ahead=("promo",)))
+
+
+def january(days: int) -> list[date]:
+    return [date(2024, 1, 1 + number) for number in range(days)]
+
+
+def test_a_value_comes_to_a_row_that_was_known_ahead(upload: Uploads) -> None:
+    with_open_rows(upload)
+    assert upload.panel().as_of[0] == np.datetime64("2024-01-20")
+    newer = "".join(f"a,{time},{50 + time.day},{promo},south\n" for time, promo in zip(
+        january(24)[20:], ("1", "0", "", "0"), strict=True
+    ))  # fmt: skip
+    both = upload(AHEAD + newer, parent=upload.history)
+    assert both.rows == 20 + 5 + 2
+    assert not any("already" in warning for warning in both.quality.warnings)
+    panel = upload.panel()
+    assert panel.as_of[0] == np.datetime64("2024-01-24")
+    assert panel.values[0].tolist() == [50.0 + day for day in range(1, 25)]
+    assert panel.known["promo"][0, 20:25].tolist() == [1, 0, 1, 0, 1]
+    assert upload.facts()["a"].attributes == {"region": "south"}
+
+
+@pytest.mark.parametrize("row", ["a,2024-01-21,71,0,", "a,2024-01-20,71,0,", "a,2024-01-20,,0,\na,2024-01-21,71,1,"])
+def test_what_was_known_does_not_change(upload: Uploads, row: str) -> None:
+    with_open_rows(upload)
+    with pytest.raises(HeadroomError) as refused:
+        upload(AHEAD + row + "\n", parent=upload.history)
+    assert refused.value.slug == "duplicate-timestamp"
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def ingest(
     frame = _read(source, schema, limits, earlier[0] if earlier else None)
     repeated = 0
     if earlier:
-        frame, repeated = join(earlier[0], frame)
+        frame, repeated = join(earlier[0], frame, earlier[1].metrics)
     layout = _layout(frame, schema)
     segments = segments_of(frame)
     last_row = _last_rows(frame, layout, segments)
