@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
+import dask
 import httpx
 import numpy as np
 import psutil
 import pytest
+from distributed import Security
 from fastapi import FastAPI
 
 from app.compute import ChildDied, TooSlow
@@ -31,6 +34,7 @@ from tests.tasks import bomb, die, double, fail, hang_with_grandchild, kill_pare
 ROOT = Path(__file__).parents[1]
 SERVERS, HORIZON = 20, 7
 MODELS = ("random_forest", "structural")
+NO_DASHBOARD = ("--dashboard-address", "127.0.0.1:0")
 
 
 def gone(pid: int) -> bool:
@@ -50,7 +54,7 @@ def process(*command: str, folder: Path, **environment: str) -> Iterator[subproc
         started = subprocess.Popen(
             [sys.executable, "-m", *command],
             cwd=ROOT,
-            env=os.environ | environment,
+            env=os.environ | {"DASK_TEMPORARY_DIRECTORY": str(folder)} | environment,
             stderr=log,
             stdout=log,
             start_new_session=True,
@@ -68,36 +72,49 @@ def kill(started: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def scheduler(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    arguments = ("--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
+def scheduler(folder: Path, port: int, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    protocol = "tls" if environment else "tcp"
+    command = ("dask", "scheduler", "--protocol", protocol, "--host", "127.0.0.1", "--port", str(port), *NO_DASHBOARD)
     # A node takes seconds to start again: one that is lost twice with the same task is enough.
-    with process(
-        "dask", "scheduler", *arguments, folder=folder, DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="1"
-    ) as started:
+    environment |= {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
+    with process(*command, folder=folder, **environment) as started:
         yield started
 
 
 @contextmanager
-def node(folder: Path, port: int, failpoints: str = "") -> Iterator[subprocess.Popen[bytes]]:
+def node(folder: Path, url: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """As an operator starts one: a nanny, and the node that it watches over."""
-    arguments = ("--nthreads", "1", "--no-dashboard", "--local-directory", str(folder))
-    with process(
-        "dask", "worker", f"tcp://127.0.0.1:{port}", *arguments, folder=folder, HEADROOM_FAILPOINTS=failpoints
-    ) as started:
+    with process("dask", "worker", url, "--nthreads", "1", *NO_DASHBOARD, folder=folder, **environment) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Of a scheduler with one node."""
-    number, folder = free_port(), tmp_path_factory.mktemp("cluster")
-    with scheduler(folder, number), node(folder, number):
-        yield number
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Dask's settings of a certificate for each part, by one authority: names below `distributed.comm.tls`, files."""
+    folder, made = tmp_path_factory.mktemp("certificates"), Security.temporary()  # type: ignore[no-untyped-call]
+    parts = ["ca-file", *(f"{role}.{kind}" for role in ("scheduler", "worker", "client") for kind in ("cert", "key"))]
+    for part in parts:
+        (folder / part).write_text(getattr(made, f"tls_{re.sub('[-.]', '_', part)}"))
+    return {part: str(folder / part) for part in parts}
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory, certificates: dict[str, str]) -> Iterator[str]:
+    """Of a scheduler with one node, behind certificates."""
+    folder, port = tmp_path_factory.mktemp("cluster"), free_port()
+    url = f"tls://127.0.0.1:{port}"
+    variables = {
+        f"DASK_DISTRIBUTED__COMM__TLS__{part.upper().replace('.', '__').replace('-', '_')}": file
+        for part, file in certificates.items()
+    }
+    with scheduler(folder, port, **variables), node(folder, url, **variables):
+        yield url
 
 
 @pytest.fixture
-async def cluster(port: int) -> AsyncIterator[Cluster]:
-    cluster = Cluster(f"tcp://127.0.0.1:{port}", 1024)
+async def cluster(url: str, certificates: dict[str, str]) -> AsyncIterator[Cluster]:
+    with dask.config.set({f"distributed.comm.tls.{part}": file for part, file in certificates.items()}):
+        cluster = Cluster(url, 1024)
     await reached(cluster)
     yield cluster
     await cluster.close()
@@ -162,9 +179,10 @@ async def test_a_task_that_takes_its_nodes_with_it_is_given_up(cluster: Cluster)
 
 async def test_a_scheduler_that_goes_and_comes_is_waited_for(tmp_path: Path) -> None:
     port = free_port()
-    cluster = Cluster(f"tcp://127.0.0.1:{port}", 1024)
+    url = f"tcp://127.0.0.1:{port}"
+    cluster = Cluster(url, 1024)
     try:
-        with scheduler(tmp_path, port) as doomed, node(tmp_path, port):
+        with scheduler(tmp_path, port) as doomed, node(tmp_path, url):
             await reached(cluster)
             file = tmp_path / "pid"
             waiting = asyncio.create_task(cluster.run(hang_with_grandchild, str(file), seconds=600))
@@ -174,7 +192,7 @@ async def test_a_scheduler_that_goes_and_comes_is_waited_for(tmp_path: Path) -> 
                 await waiting
         with pytest.raises(Unavailable, match="cannot be reached"):
             await cluster.run(double, 1, seconds=60)
-        with scheduler(tmp_path, port), node(tmp_path, port):
+        with scheduler(tmp_path, port), node(tmp_path, url):
             await reached(cluster)
             assert await cluster.run(double, 21, seconds=60) == 42
     finally:
@@ -185,6 +203,20 @@ async def test_a_scheduler_that_goes_and_comes_is_waited_for(tmp_path: Path) -> 
 def test_another_kind_of_address_is_refused(url: str) -> None:
     with pytest.raises(CannotStart, match="COMPUTE_URL"):
         Cluster(url, 1024)
+
+
+def test_tls_without_certificates_is_refused() -> None:
+    with pytest.raises(CannotStart, match="DASK_DISTRIBUTED__COMM__TLS__CA_FILE"):
+        Cluster("tls://127.0.0.1:8786", 1024)
+
+
+def test_certificates_that_are_not_there_are_refused() -> None:
+    gone = {"ca-file": "/nowhere/ca.pem", "client.cert": "/nowhere/cert.pem", "client.key": "/nowhere/key.pem"}
+    with (
+        dask.config.set({f"distributed.comm.tls.{name}": path for name, path in gone.items()}),
+        pytest.raises(CannotStart, match="certificates"),
+    ):
+        Cluster("tls://127.0.0.1:8786", 1024)
 
 
 @pytest.fixture
@@ -241,13 +273,15 @@ async def test_a_forecast_that_loses_a_node_is_the_same_as_one_made_here(
         eventually(lambda: ended(settings, here), "the end of the forecast made here")
 
     port, elsewhere = free_port(), await submitted()
-    with worker(settings.model_copy(update={"compute_url": f"tcp://127.0.0.1:{port}"})):
+    url = f"tcp://127.0.0.1:{port}"
+    with worker(settings.model_copy(update={"compute_url": url})):
         away = "SELECT id FROM run_events WHERE detail = 'unavailable'"
         eventually(lambda: query(settings, away), "the return to the queue")
-        with scheduler(tmp_path, port), node(tmp_path, port, "fit.random_forest.srv-2=stop") as doomed:
+        freeze = "fit.random_forest.srv-2=stop"
+        with scheduler(tmp_path, port), node(tmp_path, url, HEADROOM_FAILPOINTS=freeze) as doomed:
             eventually(lambda: frozen(doomed), "the freeze")
             before = pieces(settings, elsewhere)
-            with node(tmp_path, port):
+            with node(tmp_path, url):
                 eventually(lambda: pieces(settings, elsewhere) > before, "a piece from the second node")
                 assert not ended(settings, elsewhere)
                 kill(doomed)

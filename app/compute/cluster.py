@@ -10,14 +10,13 @@ memory takes nothing with it that shares the node. The connection is made by the
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from functools import cache
 from multiprocessing import current_process
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import dask
-from distributed import Client, KilledWorker, Reschedule, get_worker
+from distributed import Client, KilledWorker, Reschedule, Security, Worker, WorkerPlugin, get_worker
 from distributed.client import FutureCancelledError
 
 from app.compute._contract import Answer, ChildDied
@@ -40,6 +39,7 @@ class Cluster:
     def __init__(self, url: str, memory_mb: int) -> None:
         if urlsplit(url).scheme not in ("tcp", "tls") or not urlsplit(url).netloc:
             raise CannotStart(f"COMPUTE_URL is {url!r}; a Dask scheduler is at tls://host:port or tcp://host:port.")
+        self._security = _certificates() if url.startswith("tls:") else None
         # What travels is the history of a chunk of servers; Dask would have it loaded by the nodes, and warns.
         dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"})
         self._url, self._memory_mb = url, memory_mb
@@ -98,19 +98,38 @@ class Cluster:
 
     async def _connect(self) -> Client:
         client = Client(  # type: ignore[no-untyped-call]
-            self._url, asynchronous=True, timeout=_CONNECT, set_as_default=False, name="headroom"
+            self._url,
+            security=self._security,
+            asynchronous=True,
+            timeout=_CONNECT,
+            set_as_default=False,
+            name="headroom",
         )
         try:
             await client
         except OSError as error:
-            raise self._away() from error
+            raise self._away(error.__cause__) from error
         except asyncio.CancelledError:
             await client.close()  # type: ignore[no-untyped-call]
             raise
         return client
 
-    def _away(self) -> Unavailable:
-        return Unavailable(f"The Dask scheduler at {self._url} cannot be reached just now.")
+    def _away(self, why: BaseException | None = None) -> Unavailable:
+        reason = f" ({why})" if why else ""
+        return Unavailable(f"The Dask scheduler at {self._url} cannot be reached just now{reason}.")
+
+
+def _certificates() -> Security:
+    """As Dask's own settings name them. Raises CannotStart where they are missing or cannot be read."""
+    security = Security()  # type: ignore[no-untyped-call]
+    try:
+        found = security.get_connection_args("client")["ssl_context"]  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise CannotStart(f"The certificates for COMPUTE_URL cannot be used: {error}.") from error
+    if found is None:
+        names = ", ".join(f"DASK_DISTRIBUTED__COMM__TLS__{name}" for name in ("CA_FILE", "CLIENT__CERT", "CLIENT__KEY"))
+        raise CannotStart(f"COMPUTE_URL is tls://, which needs certificates: set {names}.")
+    return security
 
 
 async def _contained(
@@ -118,7 +137,7 @@ async def _contained(
 ) -> Answer:
     """On a node: the function in a child process, killed once nobody waits for its answer any more."""
     node = get_worker()
-    children = _children(node.state.nthreads, memory_mb, Path(node.local_directory) / "scratch")
+    children = await _Children.of(node, memory_mb)
     running = asyncio.create_task(children.run(function, *args, seconds=seconds))
     try:
         while not running.done():
@@ -130,9 +149,26 @@ async def _contained(
         running.cancel()
 
 
-@cache
-def _children(processes: int, memory_mb: int, scratch: Path) -> Processes:
-    """The child processes of this node, from its first task to its end."""
-    # Under its nanny a node is a daemon, which may have no children; these end with it by themselves.
-    current_process().daemon = False
-    return Processes(processes, memory_mb, scratch)
+class _Children(WorkerPlugin):
+    """The child processes of a node, as many as it has threads, from the first task to the node's end."""
+
+    @classmethod
+    async def of(cls, node: Worker, memory_mb: int) -> Processes:
+        name = f"headroom-{memory_mb}"
+        if name not in node.plugins:
+            await node.plugin_add(cls(memory_mb), name, catch_errors=False)
+        found = node.plugins[name]
+        assert isinstance(found, cls)
+        return found.processes
+
+    def __init__(self, memory_mb: int) -> None:
+        self._memory_mb = memory_mb
+
+    def setup(self, worker: Worker) -> None:
+        # Under its nanny a node is a daemon, which may have no children; these end with it by themselves.
+        current_process().daemon = False
+        scratch = Path(worker.local_directory) / "headroom"
+        self.processes = Processes(worker.state.nthreads, self._memory_mb, scratch)
+
+    def teardown(self, worker: Worker) -> None:
+        self.processes.close()
