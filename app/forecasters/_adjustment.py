@@ -47,6 +47,8 @@ OWN = 10.0
 HUBER = 2.0
 """Residuals beyond so many robust deviations are pulled in."""
 ROUNDS = 3
+TREND, WEEKEND_HOUR = "trend", "weekend hour"
+"""Names of columns that are no cause: the trend is no calendar, and weekend hours are told as weekday and hour."""
 REFERENCES = 200
 """Servers of full history by which a young one's deviation is judged."""
 
@@ -55,9 +57,9 @@ REFERENCES = 200
 class Adjusted:
     """A panel without its calendar, on the scale of the fit; 0 where a server has no row, which `alive` tells.
 
-    `actual` and, its outliers pulled in, `settled` are (servers, steps). `effect` is the calendar's part and
-    `season` how the size of what is left follows the calendar, around 1: both (servers, steps + horizon).
-    `optimism` is how many times larger an error is ahead than in the fit: (servers,).
+    `actual` and, its outliers pulled in, `settled` are (servers, steps). `effect` is the calendar's part, `causes`
+    what it adds up from, and `season` how the size of what is left follows the calendar, around 1: both (servers,
+    steps + horizon). `optimism` is how many times larger an error is ahead than in the fit: (servers,).
     """
 
     scale: "Scale"
@@ -65,6 +67,7 @@ class Adjusted:
     actual: Array
     settled: Array
     effect: Array
+    causes: "Causes"
     season: Array
     optimism: Array
 
@@ -75,12 +78,47 @@ def adjust(panel: Panel, horizon: int) -> Adjusted:
     scaled = np.where(alive, scale.there(np.nan_to_num(panel.values)), 0.0)
     times = panel.times_with_future(horizon)
     design = _design(times, panel.steps, panel.frequency, panel.country)
-    effect, tamed, optimism = _calendar(scaled, alive, panel, design, _regressors(panel, len(times)))
+    effect, causes, tamed, optimism = _calendar(scaled, alive, panel, design, _regressors(panel, len(times)))
     past = effect[:, : panel.steps]
     settled = np.where(alive, tamed - past, 0.0)
     actual = np.where(alive, scaled - past, 0.0)
     season = _season_of_spread(np.where(alive, actual - average(settled, alive, 16), 0.0), alive, panel, design)
-    return Adjusted(scale, alive, actual, settled, effect, season, optimism)
+    return Adjusted(scale, alive, actual, settled, effect, causes, season, optimism)
+
+
+@dataclass(frozen=True)
+class Causes:
+    """What an effect adds up from: `columns` (steps + horizon, K), `names` what each stands for, `weights` (servers, K)
+    what each does to a server; of known-ahead columns (servers, columns of the panel)."""
+
+    columns: Array
+    names: tuple[str, ...]
+    weights: Array
+    known_ahead: Array
+
+    def of(self, panel: Panel, server: int) -> dict[str, Array]:
+        """The effect on one server by cause, (steps + horizon,) each.
+
+        `year`, `weekday`, `hour` (hourly data), `known_ahead` (with such columns); all others are events by name, 0 on
+        the steps that they do not fall on.
+        """
+        parts: dict[str, Array] = {}
+        for name, part in zip(self.names, (self.columns * self.weights[server]).T, strict=True):
+            parts[name] = parts[name] + part if name in parts else part
+        del parts[TREND]
+        if WEEKEND_HOUR in parts:  # what weekend hours have in common is the weekend's
+            own = np.array([name == WEEKEND_HOUR for name in self.names])
+            weekend = self.columns[:, own].sum(axis=1) * self.weights[server, own].mean()
+            parts["weekday"] = parts["weekday"] + weekend
+            parts["hour"] = parts["hour"] + parts.pop(WEEKEND_HOUR) - weekend
+        regressors = _regressors(panel.take(np.array([server])), len(self.columns))
+        if regressors is not None:
+            parts["known_ahead"] = regressors[0] @ self.known_ahead[server]
+        return parts
+
+    def falls(self, name: str) -> Mask:
+        """The steps that an event falls on: (steps + horizon,)."""
+        return np.asarray(self.columns[:, [one == name for one in self.names]].any(axis=1))
 
 
 def average(values: Array, alive: Mask, half_life: float) -> Array:
@@ -163,11 +201,13 @@ def _youth(logs: Array, panel: Panel) -> Array:
 class _Design:
     """Columns (steps + horizon, K), the prior deviation of each, and what each is.
 
-    `harmonic` is k for the k-th yearly harmonic and for what only a year can teach (1), 0 for other columns;
-    `trend` marks the columns that are no calendar, `slow` these and the year, `rhythm` what the spread may follow.
+    `names` are those of `Causes`. `harmonic` is k for the k-th yearly harmonic and for what only a year can teach (1),
+    0 for other columns; `trend` marks the columns that are no calendar, `slow` these and the year, `rhythm` what the
+    spread may follow.
     """
 
     columns: Array
+    names: tuple[str, ...]
     prior: Array
     harmonic: Index
     trend: Mask
@@ -182,55 +222,62 @@ class _Design:
 
 
 def _design(times: Times, steps: int, frequency: Frequency, country: str) -> _Design:
-    columns: list[tuple[Array, float, int, bool, bool, bool]] = []
+    columns: list[tuple[Array, str, float, int, bool, bool, bool]] = []
 
     def add(
+        name: str,
         column: NDArray[np.generic],
         prior: float,
         harmonic: int = 0,
-        trend: bool = False,
         slow: bool = False,
         rhythm: bool = False,
     ) -> None:
-        columns.append((np.asarray(column, dtype=np.float64), prior, harmonic, trend, trend or slow, rhythm))
+        trend = name == TREND
+        columns.append((np.asarray(column, dtype=np.float64), name, prior, harmonic, trend, trend or slow, rhythm))
 
     step = np.arange(len(times))
-    add(np.ones(len(times)), 10.0, trend=True)
-    add(5 * step / steps, 5 * CHANGE, trend=True)
+    add(TREND, np.ones(len(times)), 10.0)
+    add(TREND, 5 * step / steps, 5 * CHANGE)
     for change in np.linspace(0, 0.92 * steps, CHANGES + 1)[1:]:
-        add(5 * np.maximum(step - change, 0) / steps, CHANGE, trend=True)
+        add(TREND, 5 * np.maximum(step - change, 0) / steps, CHANGE)
 
     year = 2 * np.pi * calendar.day_of_year(times)
     for k in range(1, HARMONICS + 1):
         for wave in (np.cos, np.sin):
-            add(wave(k * year), YEAR / k, harmonic=k, slow=True, rhythm=k <= 2)
+            add("year", wave(k * year), YEAR / k, harmonic=k, slow=True, rhythm=k <= 2)
 
     weekday = calendar.weekday(times)
     for day in range(7):
         on = weekday == day
-        add(on, WEEKDAY if frequency is Frequency.DAILY else WEEKDAY_OF_HOURS, rhythm=True)
+        add("weekday", on, WEEKDAY if frequency is Frequency.DAILY else WEEKDAY_OF_HOURS, rhythm=True)
         if frequency is Frequency.DAILY:
             for k in (1, 2):
                 for wave in (np.cos, np.sin):
-                    add(on * wave(k * year), WEEKDAY_SEASON / k, harmonic=1)
+                    add("weekday", on * wave(k * year), WEEKDAY_SEASON / k, harmonic=1)
     if frequency is Frequency.HOURLY:
         hour, weekend = calendar.hour(times), calendar.is_weekend(times)
         for h in range(24):
-            add(hour == h, HOUR, rhythm=True)
-            add((hour == h) & weekend, HOUR / 4)
+            add("hour", hour == h, HOUR, rhythm=True)
+            add(WEEKEND_HOUR, (hour == h) & weekend, HOUR / 4)
 
     around = {shift: calendar.holidays(times + shift * DAY, country) for shift in (-1, 0, 1)}
     for name, on in around[0].items():
-        add(on, HOLIDAY)
-        for shift in (-1, 1):
+        add(f"holiday:{name}", on, HOLIDAY)
+        for shift, side in ((-1, "after"), (1, "before")):
             if "observed" not in name and name in around[shift]:
-                add(around[shift][name], NEIGHBOUR)
-    add(calendar.end_of_quarter(times), QUARTER)
-    add(calendar.days_to_quarter_end(times) < 2, QUARTER)
+                add(f"{side}:{name}", around[shift][name], NEIGHBOUR)
+    add("end_of_quarter", calendar.end_of_quarter(times), QUARTER)
+    add("end_of_quarter", calendar.days_to_quarter_end(times) < 2, QUARTER)
 
-    matrix, prior, harmonic, trend, slow, rhythm = zip(*columns, strict=True)
+    matrix, names, prior, harmonic, trend, slow, rhythm = zip(*columns, strict=True)
     return _Design(
-        np.column_stack(matrix), np.array(prior), np.array(harmonic), np.array(trend), np.array(slow), np.array(rhythm)
+        columns=np.column_stack(matrix),
+        names=names,
+        prior=np.array(prior),
+        harmonic=np.array(harmonic),
+        trend=np.array(trend),
+        slow=np.array(slow),
+        rhythm=np.array(rhythm),
     )
 
 
@@ -258,15 +305,19 @@ def _groups(panel: Panel) -> Iterator[tuple[Index, int, int]]:
 
 def _calendar(
     scaled: Array, alive: Mask, panel: Panel, design: _Design, regressors: Array | None
-) -> tuple[Array, Array, Array]:
-    """Calendar effect of each server at each step and ahead (servers, steps + horizon); the values with their
-    outliers pulled in (servers, steps); how many times larger an error is ahead than in the fit (servers,)."""
+) -> tuple[Array, Causes, Array, Array]:
+    """Calendar effect of each server at each step and ahead (servers, steps + horizon), and its causes; the values
+    with their outliers pulled in (servers, steps); how many times larger an error is ahead than in the fit (servers,).
+    """
     matrix, known = design.columns, ~design.trend
     shared = _fleet(matrix[: panel.steps], np.clip(scaled, -4.0, 4.0), alive, _longest_penalty(panel, design)) * known
     shared_effect = matrix @ shared
     stiffness = np.where(design.trend, 1.0, OWN)
 
     effect = np.empty((len(panel), len(matrix)))
+    causes = Causes(
+        matrix, design.names, np.empty((len(panel), matrix.shape[1])), np.zeros((len(panel), len(panel.known)))
+    )
     tamed = scaled.copy()
     optimism = np.empty(len(panel))
     for members, start, stop in _groups(panel):
@@ -283,16 +334,18 @@ def _calendar(
             if z is not None:
                 beta, gamma = _with_regressors(rows, z[:, start:stop], left, factor, beta)
                 own_effect = np.einsum("ntk,nk->nt", z, gamma)
+                causes.known_ahead[members] = gamma
             effect[members] = shared_effect + (matrix[:, known] @ beta[known]).T + own_effect
             fit = (rows[:, design.trend] @ beta[design.trend]).T + effect[members, start:stop]
             limit = HUBER * 1.4826 * np.median(np.abs(values - fit), axis=1, keepdims=True) + 1e-6
             tamed[members, start:stop] = fit + np.clip(values - fit, -limit, limit)
+        causes.weights[members] = shared + np.where(known, beta.T, 0.0)
         persistence = _persistence(tamed[members, start:stop] - fit)
         share = (used[~design.slow].sum() + used[design.slow].sum() * (1 + persistence) / (1 - persistence)) / (
             stop - start
         )
         optimism[members] = np.sqrt((1 + np.minimum(share, 0.6)) / (1 - np.minimum(share, 0.6)))
-    return effect, tamed, optimism
+    return effect, causes, tamed, optimism
 
 
 def _persistence(residual: Array) -> Array:
