@@ -25,7 +25,7 @@ from app.storage.panels import load_panel
 Values = np.ndarray[Any, np.dtype[np.float32]]
 
 
-SERVERS_AT_ONCE = 1_000
+SERVERS_AT_ONCE = 500
 """Histories read at once where no model needs more: bounds the memory of a child, however large the fleet."""
 
 
