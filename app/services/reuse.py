@@ -40,7 +40,7 @@ async def find(connection: Connection, request: ForecastRequest) -> Reused | Run
     earlier = await stored_forecasts.get(connection, request.reuse_models_of)
     run = next((run for run in earlier.runs if run.model == "canvas"), None) if earlier else None
     state = await managed.get(connection, run.id) if run and run.status is RunStatus.SUCCEEDED else None
-    if earlier is None or state is None:
+    if earlier is None or state is None or "containers" not in state.facts:  # failed before, then brought by hand
         return _not(f"The forecast {request.reuse_models_of} has no model that was trained by Canvas.")
     root = UUID(state.facts.get("models_of", str(state.run_id)))
     trained = state if root == state.run_id else await managed.get(connection, root)

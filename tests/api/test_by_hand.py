@@ -327,3 +327,18 @@ async def test_the_file_to_train_for_the_backtest(client: httpx.AsyncClient, bod
     assert [row for row in empty if row[0].strip('"') == "0012"] == [[empty[0][0], day] for _, day in expected]
     assert len(empty) == 3 * HORIZON + 3, "a server with less history than that has no targets left"
     assert (await client.get(path, params={"metric": "cpu_p95", "before": -1})).status_code == 422
+
+
+async def test_rows_that_only_know_the_future_do_not_count_as_its_end(client: httpx.AsyncClient) -> None:
+    days = LAST - np.arange(30)[::-1]
+    rows = [f"web-1,{day},{50 + n},0" for n, day in enumerate(days)] + [f"web-1,{LAST + n},,1" for n in range(1, 8)]
+    made = await client.post(
+        "/datasets",
+        params={"schema": '{"known_ahead": ["promo"]}'},
+        content="\n".join(["server_id,timestamp,cpu_p95,promo", *rows]),
+        headers={"Content-Type": "text/csv"},
+    )
+    path = f"/datasets/{made.json()['id']}/canvas.csv"
+    file = (await client.get(path, params={"metric": "cpu_p95", "before": 3})).text.splitlines()
+    assert [row.split(",")[1] for row in file if row.split(",")[2] == ""] == [str(LAST - n) for n in (2, 1, 0)]
+    assert len(file) == 1 + 30
