@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.domain import calibration
+from app.domain import calibration, tally
 from app.domain.panel import Array, Panel
 from app.domain.quantiles import BASE, single, uncross
 
@@ -67,7 +67,7 @@ class Verdict:
 
     `scores` is None when nothing could be scored; `per_server` holds smape, mase, mae, rmse, wql and coverage as
     (servers,), NaN where unscored. `normal_scores` (W, servers, horizon) are Φ⁻¹ of where each window's actuals
-    fell in its calibrated forecast, NaN where missing.
+    fell in its calibrated forecast, NaN where missing. `tally` (servers, periods, 5): see tally.
     """
 
     values: Array
@@ -75,12 +75,13 @@ class Verdict:
     scores: Scores | None
     per_server: dict[str, Array]
     normal_scores: Array
+    tally: Array
 
 
-def judge(trial: Trial, *, calibrate: bool = True) -> Verdict:
+def judge(trial: Trial, *, calibrate: bool = True, period: int = 30) -> Verdict:
     """Calibrate every forecast on the windows older than its own, and score the reported ones.
 
-    A managed model is judged as it came: `calibrate=False`.
+    A managed model is judged as it came: `calibrate=False`. `period`: steps of a stretch of the tally.
     """
     raw, crossed = uncross(trial.raw)
     forecasts = np.array([_calibrated(trial, raw, w) for w in range(len(raw))]) if calibrate else raw
@@ -92,7 +93,14 @@ def judge(trial: Trial, *, calibrate: bool = True) -> Verdict:
     scored = slice(1, 1 + trial.reported)
     base = forecasts[scored][..., [trial.levels.index(level) for level in BASE]]
     compared = base, trial.actual[: trial.reported], trial.scale[scored]
-    return Verdict(forecasts[0], crossed, pooled_scores(*compared), server_scores(*compared), normal)
+    return Verdict(
+        forecasts[0],
+        crossed,
+        pooled_scores(*compared),
+        server_scores(*compared),
+        normal,
+        tallies(*compared, period),
+    )
 
 
 def _calibrated(trial: Trial, raw: Array, w: int) -> Array:
@@ -158,6 +166,15 @@ def server_scores(base: Array, actual: Array, scale: Array) -> dict[str, Array]:
         "wql": wql,
         "coverage": _mean(cells.covered, over),
     }
+
+
+def tallies(base: Array, actual: Array, scale: Array, period: int) -> Array:
+    """The sums that scores are made of, by server and stretch of `period` steps: (servers, periods, 5); see tally."""
+    cells = _cells(base, actual, scale)
+    known = np.isfinite(cells.absolute)
+    sums = [known, *(np.where(known, part, 0.0) for part in (cells.smape, cells.pinball, cells.size, cells.covered))]
+    starts = tally.starts(actual.shape[2], period)
+    return np.stack([np.add.reduceat(part.sum(axis=0, dtype=np.float64), starts, axis=1) for part in sums], axis=-1)
 
 
 @dataclass(frozen=True)

@@ -140,11 +140,16 @@ class Case:
     reported: int
     parts: tuple[Part, ...]
     seed: int
+    period: int = 30
+    """steps of a stretch of the horizon that scores are told apart by"""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What a run stores: float32 (servers, horizon, levels), per-server scores, the pooled ones, the path template."""
+    """What a run stores: float32 (servers, horizon, levels), per-server scores, the pooled ones, the path template.
+
+    `weights` are means over the servers, `server_weights` (servers, members) each one's own, None but of an ensemble.
+    """
 
     values: Values
     as_of: Times
@@ -154,6 +159,8 @@ class Judged:
     template: Template
     crossed: int
     weights: dict[str, float] | None
+    server_weights: Values | None
+    tally: Values
     seconds: float
 
 
@@ -206,15 +213,17 @@ def judge_run(case: Case) -> Judged:
 
     forecaster = forecasters.load(case.model) if case.model in forecasters.names() else None
     weights: dict[str, float] | None = None
+    server_weights: Values | None = None
     if isinstance(forecaster, forecasters.Ensemble):
         combined = forecaster.combine([trial(member) for member in forecaster.members])
         whole = combined.trial
         weights = {
             name: float(weight) for name, weight in zip(forecaster.members, combined.weights.mean(axis=1), strict=True)
         }
+        server_weights = combined.weights.T.astype(np.float32)
     else:
         whole = trial(case.model)
-    verdict = judge(whole, calibrate=forecaster is not None)
+    verdict = judge(whole, calibrate=forecaster is not None, period=case.period)
     fallback: list[str | None] = [None] * len(case.servers)
     for part in case.parts:
         if part.stand_in and part.window == 0:
@@ -228,5 +237,7 @@ def judge_run(case: Case) -> Judged:
         template=template(verdict.normal_scores, case.horizon, seed=case.seed),
         crossed=verdict.crossed,
         weights=weights,
+        server_weights=server_weights,
+        tally=verdict.tally.astype(np.float32),
         seconds=time.perf_counter() - began,
     )

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import numpy as np
 
+from app.domain import tally
 from app.domain.dataset import Dataset, Server
 from app.domain.forecast import Forecast
 from app.domain.panel import MIN_VALUES
@@ -90,6 +91,7 @@ def case(plan: Plan, model: str, parts: Sequence[Part]) -> Case:
         reported=min(request.backtest_windows, plan.windows),
         parts=tuple(parts),
         seed=plan.forecast.id.int % 2**32,
+        period=tally.period(plan.dataset.contents.frequency),
     )
 
 
@@ -105,6 +107,7 @@ def columns(plan: Plan, judged: Judged, seconds: float, report: Mapping[str, Any
             "windows": plan.windows,
             "crossed_quantiles": judged.crossed,
             "weights": judged.weights,
+            "members": None if judged.weights is None else list(judged.weights),
             "paths": judged.template.source,
         },
     }
@@ -125,6 +128,8 @@ async def keep(connection: Connection, run_id: UUID, plan: Plan, judged: Judged)
         values=judged.values,
         fallback=judged.fallback,
         scores={name: judged.per_server[name].astype(np.float32) for name in SCORES},
+        tally=judged.tally,
+        weights=judged.server_weights,
     )
     await stored_results.write(connection, run_id, found)
     await stored_results.write_template(connection, run_id, judged.template)

@@ -20,13 +20,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.domain.panel import Frequency, Times
 from app.domain.paths import Template
 from app.domain.quantiles import BASE
+from app.domain.tally import SUMS
 from app.storage.database import Database
 from app.storage.tables import forecasts, results, run_paths, runs
 
 Reals = NDArray[np.float32]
 
 SCORES = ("smape", "mase", "mae", "rmse", "wql", "coverage")
-_COLUMNS = ("run_id", "server_id", "as_of", "step", "p10", "p50", "p90", "others", "fallback", *SCORES)
+_ARRAYS = ("p10", "p50", "p90", "others", "tally", "weights")
+_COLUMNS = ("run_id", "server_id", "as_of", "step", *_ARRAYS, "fallback", *SCORES, "shifted_at")
 _EPOCH = np.datetime64("2000-01-01", "us")  # PostgreSQL counts microseconds from here
 _FLOAT4 = 700
 _ARRAY_HEADER = 20  # dimensions, flags, type, length, lower bound: five int32
@@ -37,7 +39,9 @@ class ResultMatrix:
     """The results of one run. `values` float32 (servers, horizon, levels); `as_of` datetime64[s] (servers,).
 
     `fallback` names the model that stood in for a server, or None. `scores` maps each of SCORES to (servers,),
-    NaN where unscored.
+    NaN where unscored. `tally` (servers, periods, 5) is what scores are made of (domain/tally), written and read on
+    its own; `weights` (servers, members) an ensemble's; `shifted_at` datetime64[s] (servers,) when the level shifted
+    lately, NaT where it did not. Each is None where it is not known.
     """
 
     server_ids: tuple[str, ...]
@@ -47,6 +51,9 @@ class ResultMatrix:
     values: Reals
     fallback: tuple[str | None, ...]
     scores: dict[str, Reals]
+    tally: Reals | None = None
+    weights: Reals | None = None
+    shifted_at: Times | None = None
 
     def __len__(self) -> int:
         return len(self.server_ids)
@@ -100,6 +107,21 @@ class Results:
             rows = (await connection.execute(_select().where(results.c.run_id == run_id).order_by(_BY_ID))).all()
         return _decoded(rows, levels)
 
+    async def tally(self, run_id: UUID) -> tuple[tuple[str, ...], Reals] | None:
+        """Servers in order of their id, and their tally (servers, periods, 5); None of a run that has none."""
+        query = (
+            sa.select(results.c.server_id, sa.func.array_send(results.c.tally).label("tally"))
+            .where(results.c.run_id == run_id, results.c.tally.is_not(None))
+            .order_by(_BY_ID)
+        )
+        async with self._database.connect() as connection:
+            rows = (await connection.execute(query)).all()
+        if not rows:
+            return None
+        return tuple(row.server_id for row in rows), _reals([row.tally for row in rows]).reshape(
+            len(rows), -1, len(SUMS)
+        )
+
     async def some(
         self, run_id: UUID, *, first: str = "", only: Sequence[str] | None = None, limit: int
     ) -> ResultMatrix | None:
@@ -127,8 +149,8 @@ _BY_ID = sa.collate(results.c.server_id, "C")
 
 def _select() -> sa.Select[Any]:
     """Arrays as the bytes PostgreSQL would send: read by NumPy at once, not by Python one by one."""
-    arrays = (sa.func.array_send(results.c[name]).label(name) for name in ("p10", "p50", "p90", "others"))
-    plain = (results.c[name] for name in ("server_id", "as_of", "step", "fallback", *SCORES))
+    arrays = (sa.func.array_send(results.c[name]).label(name) for name in ("p10", "p50", "p90", "others", "weights"))
+    plain = (results.c[name] for name in ("server_id", "as_of", "step", "fallback", *SCORES, "shifted_at"))
     return sa.select(*plain, *arrays)
 
 
@@ -161,6 +183,8 @@ def _decoded(rows: Sequence[sa.Row[Any]], levels: tuple[float, ...]) -> ResultMa
         values=values,
         fallback=tuple(row.fallback for row in rows),
         scores={name: np.array([getattr(row, name) for row in rows], np.float32) for name in SCORES},
+        weights=None if rows[0].weights is None else _reals([row.weights for row in rows]),
+        shifted_at=np.array([row.shifted_at and row.shifted_at.replace(tzinfo=None) for row in rows], "datetime64[s]"),
     )
 
 
@@ -174,28 +198,33 @@ def _encoded(run_id: UUID, found: ResultMatrix, block: int = 1_000) -> Iterator[
         rows = slice(start, start + block)
         values = found.values[rows]
         arrays = [_arrays(values[:, :, found.levels.index(level)]) for level in BASE]
-        if further:
-            arrays.append(_arrays(values[:, :, further].transpose(0, 2, 1).reshape(len(values), -1)))
+        others = values[:, :, further].transpose(0, 2, 1).reshape(len(values), -1) if further else None
+        rest = (None if part is None else part[rows].reshape(len(values), -1) for part in (found.tally, found.weights))
+        arrays += [
+            np.broadcast_to(_NO_ARRAY, (len(values), 4)) if part is None else _arrays(part) for part in (others, *rest)
+        ]
         fixed = np.concatenate(arrays, axis=1)
-        times = ((found.as_of[rows] - _EPOCH) // np.timedelta64(1, "us")).tolist()
+        times = _times(found.as_of[rows])
+        shifts = [_NULL] * len(values) if found.shifted_at is None else _times(found.shifted_at[rows])
         scores = np.stack([found.scores[name][rows] for name in SCORES], axis=1).tolist()
         yield b"".join(
             head
             + _field(server_id.encode())
-            + _field(time.to_bytes(8, "big", signed=True))
+            + time
             + step
             + row.tobytes()
-            + (b"" if further else _NULL)
             + (_field(fallback.encode()) if fallback else _NULL)
             + b"".join(_NULL if isnan(score) else _field(pack(">f", score)) for score in its_scores)
-            for server_id, time, row, fallback, its_scores in zip(
-                found.server_ids[rows], times, fixed, found.fallback[rows], scores, strict=True
+            + shift
+            for server_id, time, row, fallback, its_scores, shift in zip(
+                found.server_ids[rows], times, fixed, found.fallback[rows], scores, shifts, strict=True
             )
         )
     yield _int16(-1)
 
 
 _NULL = b"\xff\xff\xff\xff"
+_NO_ARRAY = np.frombuffer(_NULL, np.uint8)
 
 
 def _int16(number: int) -> bytes:
@@ -204,6 +233,16 @@ def _int16(number: int) -> bytes:
 
 def _field(value: bytes) -> bytes:
     return len(value).to_bytes(4, "big") + value
+
+
+def _times(times: Times) -> list[bytes]:
+    """A field of each, NULL for NaT."""
+    since = (times.astype("datetime64[us]") - _EPOCH).astype(np.int64).tolist()
+    missing = np.isnat(times).tolist()
+    return [
+        _NULL if none else _field(number.to_bytes(8, "big", signed=True))
+        for number, none in zip(since, missing, strict=True)
+    ]
 
 
 def _interval(step: np.timedelta64) -> bytes:

@@ -182,6 +182,9 @@ results = sa.Table(
     sa.Column("rmse", sa.REAL),
     sa.Column("wql", sa.REAL),
     sa.Column("coverage", sa.REAL),
+    sa.Column("tally", ARRAY(sa.REAL), comment="per stretch of the horizon the five sums that scores are made of"),
+    sa.Column("weights", ARRAY(sa.REAL), comment="of an ensemble's members, in the order of the run's report"),
+    sa.Column("shifted_at", Time, comment="when the level shifted lately"),
 )
 
 canvas_runs = sa.Table(

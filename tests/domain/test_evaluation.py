@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain import calibration
-from app.domain.evaluation import Trial, judge, pooled_scores, seasonal_scale, server_scores
+from app.domain.evaluation import Trial, judge, pooled_scores, seasonal_scale, server_scores, tallies
 from app.domain.panel import Array, Frequency, Panel
+from app.domain.tally import Pooled, pool
 
 BASE = (0.1, 0.5, 0.9)
 SCORES = {"smape", "mase", "mae", "rmse", "wql", "coverage"}
@@ -84,6 +85,20 @@ class TestFigures:
         assert np.isnan(scores["mase"][1])
         assert np.isnan(scores["wql"][1])
         assert scores["coverage"].tolist() == [0.5, 1.0]
+
+    def test_sums_that_any_group_is_pooled_from(self) -> None:
+        sums = tallies(self.base, self.actual, self.scale, period=1)
+        assert sums.shape == (2, 2, 5)
+        whole, scores = pool(sums), pooled_scores(self.base, self.actual, self.scale)
+        assert scores is not None
+        assert (whole.servers, whole.smape, whole.wql, whole.coverage) == pytest.approx(
+            (2, scores.smape, scores.wql, scores.coverage)
+        )
+        second = pool(sums[:, 1:])
+        assert (second.servers, second.coverage) == (1, 0.0)
+        assert second.wql == pytest.approx(2 * (0.2 + 1.0 + 0.9) / 3 / 20)
+        assert pool(sums[1:]) == Pooled(1, 0.0, None, 1.0)
+        assert pool(sums[1:, 1:]) == Pooled(0, None, None, None)
 
     def test_a_perfect_forecast_covers_what_it_foresaw(self) -> None:
         """Quantiles are served in single precision, the actuals lie in double: 42.2 is not below 42.2."""

@@ -1,5 +1,6 @@
 """Results go in by binary COPY and come out as the same arrays, by the view too."""
 
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import numpy as np
@@ -47,6 +48,11 @@ def a_matrix(levels: tuple[float, ...], frequency: Frequency, servers: int, hori
         scores={
             name: np.where(random.random(servers) < 0.3, np.nan, random.random(servers)).astype("f4") for name in SCORES
         },
+        tally=random.random((servers, 2, 5)).astype("f4"),
+        weights=random.random((servers, 3)).astype("f4"),
+        shifted_at=np.where(
+            np.arange(servers) % 4 == 0, np.datetime64("2022-11-30T07:00:00", "s"), np.datetime64("NaT")
+        ),
     )
 
 
@@ -68,9 +74,30 @@ async def test_results_come_back_as_they_went_in(
     np.testing.assert_array_equal(got.values, put.values)
     for name in SCORES:
         np.testing.assert_array_equal(got.scores[name], put.scores[name])
+    np.testing.assert_array_equal(got.weights, put.weights)
+    np.testing.assert_array_equal(got.shifted_at, put.shifted_at)
+    tally = await Results(database).tally(run_id)
+    assert tally is not None
+    assert tally[0] == put.server_ids
+    np.testing.assert_array_equal(tally[1], put.tally)
     some = await Results(database).some(run_id, first=put.server_ids[10], limit=3)
     assert some is not None
     assert some.server_ids == put.server_ids[10:13]
+    await database.close()
+
+
+async def test_what_is_not_known_of_results_stays_unknown(database_url: str) -> None:
+    database = Database(database_url)
+    run_id = await a_run(database, (0.1, 0.5, 0.9))
+    put = a_matrix((0.1, 0.5, 0.9), Frequency.DAILY, servers=3, horizon=2)
+    async with database.begin() as connection:
+        await write(connection, run_id, replace(put, tally=None, weights=None, shifted_at=None))
+    got = await Results(database).matrix(run_id)
+    np.testing.assert_array_equal(got.values, put.values)
+    assert got.weights is None
+    assert got.shifted_at is not None
+    assert np.isnat(got.shifted_at).all()
+    assert await Results(database).tally(run_id) is None
     await database.close()
 
 
