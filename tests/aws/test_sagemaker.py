@@ -1,4 +1,7 @@
-"""The client of SageMaker, on the emulator and on sockets that misbehave."""
+"""The client of SageMaker, on the emulator with its clock and its faults, and on sockets that misbehave.
+
+What holds on AWS as well is in test_contract. Whatever is asked of the emulator here, the policy to paste must allow.
+"""
 
 import asyncio
 import re
@@ -72,11 +75,14 @@ def running() -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def emulator(running: Emulator) -> Emulator:
-    """With its clock stopped, and nothing left of the tests before but S3."""
+def emulator(running: Emulator, iam: Any) -> Iterator[Emulator]:
+    """With its clock stopped, and nothing left of the tests before but S3. Afterwards: was all that was asked for
+    allowed?"""
     running.control("POST", "/reset")
     running.control("POST", "/clock", stop=True)
-    return running
+    yield running
+    policy = iam.service_policy(BUCKET, REGION, SPEC.role_arn.rsplit("/", 1)[1])
+    assert policy.refused(running.control("GET", "/journal")["calls"], REGION) == []
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +112,7 @@ async def bucket(emulator: Emulator) -> Bucket:
         with suppress(raw.exceptions.BucketAlreadyOwnedByYou):
             await raw.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
         await raw.put_object(Bucket=BUCKET, Key="model", Body=b"m")
+    emulator.control("DELETE", "/journal")  # what the test does is none of the client's
     return Bucket(s3, BUCKET)
 
 
@@ -188,35 +195,13 @@ async def test_a_life(emulator: Emulator, client: RealSageMaker, bucket: Bucket,
     assert await client.model(spec.name) is None
 
 
-async def test_what_is_not_there(client: RealSageMaker) -> None:
-    assert await client.automl("hr-ab12-none") is None
-    assert await client.model("hr-ab12-none") is None
-    assert await client.transform("hr-ab12-none") is None
-    assert await client.candidates("hr-ab12-none") == []
-    assert await client.tags("arn:aws:sagemaker:eu-west-1:123456789012:automl-job/hr-ab12-none") == {}
-    await client.stop_automl("hr-ab12-none")
-    await client.stop_transform("hr-ab12-none")
-    await client.delete_model("hr-ab12-none")
-
-
-async def test_who_and_where(client: RealSageMaker, emulator: Emulator) -> None:
-    assert (await client.identity()).account == "123456789012"
+async def test_a_domain_or_none(client: RealSageMaker, emulator: Emulator) -> None:
     (domain,) = await client.domains()
     assert domain.is_in_service
     assert domain.execution_role is not None
     assert "TimeSeriesForecastingSettings" in domain.canvas
     emulator.arm("ListDomains", "no_domain")
     assert await client.domains() == []
-
-
-async def test_stopping(client: RealSageMaker, emulator: Emulator, spec: Spec) -> None:
-    await client.create_automl(requests.automl(spec, "forecast"))
-    await client.stop_automl(spec.name)
-    await client.stop_automl(spec.name)
-    emulator.advance(3600)
-    job = await client.automl(spec.name)
-    assert job is not None
-    assert job.status is JobStatus.STOPPED
 
 
 async def test_containers_by_processor(client: RealSageMaker, emulator: Emulator, spec: Spec) -> None:
@@ -450,38 +435,29 @@ async def test_without_credentials(emulator: Emulator, monkeypatch: pytest.Monke
         await RealSageMaker(None, emulator.url).automl("x")
 
 
-async def test_files_of_a_run(emulator: Emulator, bucket: Bucket, tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"a" * 100_000)
-    for key in ("files/1/b.csv", "files/1/a.csv", "files/10/a.csv"):
-        await bucket.put_file(key, tmp_path / "a")
-    await bucket.put_file("files/1/a.csv", tmp_path / "a")
-    assert await bucket.list("files/1/") == ["files/1/a.csv", "files/1/b.csv"]
-    await bucket.get_file("files/1/b.csv", tmp_path / "b")
-    assert (tmp_path / "b").read_bytes() == b"a" * 100_000
-    with pytest.raises(ValueError, match="ends in a slash"):
-        await bucket.delete_prefix("files/1")
-    for _ in range(2):
-        await bucket.delete_prefix("files/1/")
-    assert await bucket.list("files/") == ["files/10/a.csv"]
+async def test_files_are_sealed_with_the_key(emulator: Emulator, bucket: Bucket, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
     await bucket.check()
-
     sealed = Bucket(S3(REGION, emulator.url), BUCKET, kms_key="alias/headroom")
-    await sealed.put_file("files/sealed", tmp_path / "a")
+    await sealed.put_file("headroom/sealed", tmp_path / "a")
     async with S3(REGION, emulator.url).raw() as raw:
-        head = await raw.head_object(Bucket=BUCKET, Key="files/sealed")
+        head = await raw.head_object(Bucket=BUCKET, Key="headroom/sealed")
     assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", "alias/headroom")
 
 
 async def test_a_bucket_that_fails(emulator: Emulator, bucket: Bucket, tmp_path: Path) -> None:
     emulator.arm("s3:ListObjects", "throttle")
-    assert await bucket.list("nothing/") == []
+    assert await bucket.list("headroom/nothing/") == []
     emulator.arm("s3:ListObjects", "access_denied")
     with pytest.raises(Denied):
-        await bucket.list("nothing/")
+        await bucket.list("headroom/nothing/")
     with pytest.raises(Refused):
-        await bucket.get_file("nothing", tmp_path / "x")
+        await bucket.get_file("headroom/nothing", tmp_path / "x")
+
+
+async def test_a_bucket_that_is_not_there(running: Emulator) -> None:
     with pytest.raises(Refused):
-        await Bucket(S3(REGION, emulator.url), "headroom-nowhere").check()
+        await Bucket(S3(REGION, running.url), "headroom-nowhere").check()
 
 
 def test_the_words_of_aws_lose_their_numbers() -> None:

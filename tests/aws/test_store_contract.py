@@ -1,15 +1,16 @@
-"""One contract for every store: in a folder, and in S3 on moto's server."""
+"""One contract for every store: in a folder, in S3 on moto's server, and with HEADROOM_TEST_AWS=1 in S3 itself."""
 
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from moto.server import ThreadedMotoServer
 
-from app.aws.s3 import S3, S3Store
+from app.aws.s3 import S3, Bucket, S3Store
 from app.domain.dataset import Limits
 from app.errors import Forbidden, InsufficientStorage, Invalid, NotFound, TooLarge
 from app.services.datasets import Datasets, S3Object, S3Sources, Sent
@@ -43,11 +44,23 @@ async def s3(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[S3
         await client.delete_bucket(Bucket=BUCKET)
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture
+async def aws_store(tmp_path: Path) -> AsyncIterator[S3Store]:
+    """In the bucket of a real account."""
+    prefix, bucket = f"datasets/tests-{uuid4()}/", os.environ["HEADROOM_BUCKET"]
+    yield S3Store(S3(), bucket, prefix, tmp_path / "cache")
+    await Bucket(S3(), bucket).delete_prefix(prefix)
+
+
+@pytest.fixture(params=["folder", "s3", *(["aws"] if os.environ.get("HEADROOM_TEST_AWS") == "1" else [])])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "folder":
-        return FolderStore(tmp_path / "store")
-    return S3Store(request.getfixturevalue("s3"), BUCKET, "datasets/", tmp_path / "cache")
+    match request.param:
+        case "folder":
+            return FolderStore(tmp_path / "store")
+        case "s3":
+            return S3Store(request.getfixturevalue("s3"), BUCKET, "datasets/", tmp_path / "cache")
+    found: Store = request.getfixturevalue("aws_store")
+    return found
 
 
 def written(path: Path, content: bytes) -> Path:

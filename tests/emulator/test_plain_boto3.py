@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -36,7 +37,7 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
     with subprocess.Popen(
-        [sys.executable, "-c", "from app.emulator.server import run; run(0)"], stdout=subprocess.PIPE, text=True
+        [Path(sys.executable).with_name("headroom"), "emulator", "--port", "0"], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         said = process.stdout.readline()
@@ -153,10 +154,43 @@ def test_from_the_csv_to_the_out_file_and_away(endpoint: str) -> None:
     assert all(float(row["p10"]) <= float(row["p50"]) <= float(row["p90"]) for row in rows)
     assert all(abs(float(row["p50"]) - 30.5 - wave(day)) < 2 for day, row in enumerate(rows[:30], 400))
 
+    [summary] = sagemaker.list_transform_jobs(NameContains="my-transform")["TransformJobSummaries"]
+    assert (summary["TransformJobName"], summary["TransformJobStatus"]) == ("my-transform", "Completed")
+    [summary] = sagemaker.list_models(NameContains="my-model")["Models"]
+    assert sagemaker.describe_model(ModelName="my-model")["ModelArn"] == summary["ModelArn"]
+    assert sagemaker.list_processing_jobs(NameContains="my-forecast")["ProcessingJobSummaries"] == []
+
+    sagemaker.create_transform_job(
+        TransformJobName="to-be-stopped",
+        ModelName="my-model",
+        TransformInput={"DataSource": source, "ContentType": "text/csv", "SplitType": "None"},
+        TransformOutput={"S3OutputPath": f"s3://{BUCKET}/stopped/"},
+        TransformResources={"InstanceType": "ml.m5.large", "InstanceCount": 1},
+    )
+    sagemaker.stop_transform_job(TransformJobName="to-be-stopped")
+    stopped = wait(sagemaker.describe_transform_job, "TransformJobStatus", TransformJobName="to-be-stopped")
+    assert stopped["TransformJobStatus"] == "Stopped"
+    assert "Contents" not in s3.list_objects_v2(Bucket=BUCKET, Prefix="stopped/")
+
     sagemaker.delete_model(ModelName="my-model")
     assert sagemaker.list_models()["Models"] == []
     with pytest.raises(ClientError, match="Could not find model"):
         sagemaker.describe_model(ModelName="my-model")
+
+
+def test_what_is_not_emulated_says_so(endpoint: str) -> None:
+    session = boto3.Session(aws_access_key_id="AKIA", aws_secret_access_key="secret", region_name="us-east-1")
+    iam, quotas, sagemaker = (
+        session.client(name, endpoint_url=endpoint) for name in ("iam", "service-quotas", "sagemaker")
+    )
+    user = "arn:aws:iam::123456789012:user/anyone"
+    with pytest.raises(ClientError, match=r"SimulatePrincipalPolicy is not emulated\. \[emulated\]") as refused:
+        iam.simulate_principal_policy(PolicySourceArn=user, ActionNames=["iam:PassRole"])
+    assert refused.value.response["Error"]["Code"] == "NotImplemented"
+    with pytest.raises(ClientError, match="ListServiceQuotas is not emulated"):
+        quotas.list_service_quotas(ServiceCode="sagemaker")
+    with pytest.raises(ClientError, match="UnknownOperation"):
+        sagemaker.create_endpoint(EndpointName="costly", EndpointConfigName="costly")
 
 
 def test_a_job_is_stopped(endpoint: str) -> None:
