@@ -131,7 +131,7 @@ def _measured(folder: Path, fleet: Path, servers: int) -> list[str]:
             rows = _rows(client, made.json()["id"])
     watch.report()
     shards.report()
-    print(f"\nruns: {ended['runs'][0]['servers']:,} servers, rows {rows:,}, score {ended['best_model']}")
+    print(f"\nresults: {ended['runs'][0]['servers']:,} servers, {rows:,} rows")
     complaints = shards.complaints()
     if rows != servers * HORIZON:
         complaints.append(f"{rows:,} rows, not {servers:,} × {HORIZON}")

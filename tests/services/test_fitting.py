@@ -1,6 +1,6 @@
 """What a child process leaves of one fit."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.domain.dataset import Limits, Schema, Unit
+from app.services import fitting
 from app.services.fitting import BadModelOutput, Case, Part, Piece, Source, fit, judge_run
 from app.services.ingest import ingest
 
@@ -54,3 +55,33 @@ def test_a_glitch_in_the_history_stays_out_of_the_forecast(tmp_path: Path) -> No
     assert judged.values.max() < 20
     assert judged.scores is not None
     assert judged.scores.mae > 1e6
+
+
+def test_a_fleet_judged_in_parts_is_judged_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers of different lengths, one of them too short for any window."""
+    servers = {"a": 90, "b": 60, "c": 16, "d": 75}
+    start, rng = np.datetime64("2024-01-01"), np.random.default_rng(3)
+    rows = [
+        f"{name},{start + day},{value:.3f}"
+        for name, days in servers.items()
+        for day, value in enumerate(rng.normal(50, 5, days))
+    ]
+    (tmp_path / "source.csv").write_text("\n".join(["server_id,timestamp,load", *rows]))
+    path, parts = tmp_path / "history.parquet", []
+    limits = Limits(bytes=1 << 20, columns=10, cells=10_000)
+    ingest(tmp_path / "source.csv", path, tmp_path / "facts.parquet", Schema(), limits)
+    for window in range(3):
+        out = tmp_path / f"{window}.npy"
+        fit(replace(piece(path, out), window=window, servers=tuple(servers)))
+        parts.append(Part("seasonal_naive", window, 0, 4, str(out)))
+    case = Case("seasonal_naive", piece(path, out).source, tuple(servers), 7, (0.1, 0.5, 0.9), 2, 1, tuple(parts), 1)
+    whole = judge_run(case)
+    monkeypatch.setattr(fitting, "SERVERS_AT_ONCE", 1)
+    apart = judge_run(case)
+    np.testing.assert_array_equal(apart.values, whole.values)
+    np.testing.assert_array_equal(apart.as_of, whole.as_of)
+    assert apart.scores is not None
+    assert whole.scores is not None
+    assert asdict(apart.scores) == pytest.approx(asdict(whole.scores), rel=1e-12)  # sums of other lengths
+    for name, scores in whole.per_server.items():
+        np.testing.assert_allclose(apart.per_server[name], scores, rtol=1e-12)
