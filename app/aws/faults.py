@@ -139,7 +139,7 @@ def _unanswered(error: Exception, *, creates: bool) -> Transient | Fatal:
     if isinstance(error, _NO_CREDENTIALS):
         return Denied(f"There are no usable AWS credentials ({name}). Set them in the usual AWS_* variables.")
     if isinstance(error, NoRegionError):
-        return Denied("No AWS region is set. Set AWS_REGION or AWS_DEFAULT_REGION.")
+        return Denied("No AWS region is set. Set AWS_DEFAULT_REGION.")
     if isinstance(error, ParamValidationError):
         return Refused(f"The request is not one that AWS knows: {plain(str(error))}")
     if creates and not _was_never_sent(error):
