@@ -199,6 +199,11 @@ async def test_a_scheduler_that_goes_and_comes_is_waited_for(tmp_path: Path) -> 
         await cluster.close()
 
 
+def test_without_a_cluster_dask_is_not_loaded() -> None:
+    look = "import sys, app.main, app.worker; sys.exit('dask' in sys.modules or 'distributed' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], cwd=ROOT).returncode == 0
+
+
 @pytest.mark.parametrize("url", ["scheduler:8786", "http://scheduler:8786", "tls://", "inproc://"])
 def test_another_kind_of_address_is_refused(url: str) -> None:
     with pytest.raises(CannotStart, match="COMPUTE_URL"):
