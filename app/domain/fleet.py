@@ -10,7 +10,7 @@ were fixed, by what simple forecasts score on cpu_p95 (tests/domain/test_fleet.p
 on the fleet. It leaves out real data, and anything between two days.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import cached_property
 
@@ -213,6 +213,13 @@ def parts(fleet: Fleet, metric: str) -> Parts:
         noise_scale=scale,
         persistence=fleet.of_archetype("persistence"),
     )
+
+
+def as_known(made: Parts, days: int) -> Parts:
+    """The parts as who knows them all could know them after so many days: later shifts have not happened."""
+    shifts = made.shifts.copy()
+    shifts[:, days:] = shifts[:, days - 1 : days]
+    return replace(made, shifts=shifts)
 
 
 def observe(fleet: Fleet) -> dict[str, Observed]:
