@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
-from app.api import auth, by_hand, costs, datasets, forecasts, health, history, problems, reference, risk
+from app.api import auth, by_hand, costs, datasets, explanations, forecasts, health, history, problems, reference, risk
 from app.api.edge import Edge
 from app.api.measures import Measures
 from app.api.strict import declared_queries, strictly
@@ -22,6 +22,7 @@ STATIC = Path(__file__).parent / "web" / "static"
 ROUTERS = (
     datasets.router,
     forecasts.router,
+    explanations.router,
     by_hand.router,
     risk.router,
     costs.router,

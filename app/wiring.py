@@ -21,6 +21,7 @@ from app.services.canvas import Canvas, CanvasPolicy
 from app.services.costs import Costs, Terms
 from app.services.datasets import Datasets, S3Sources
 from app.services.datasets import Limits as UploadLimits
+from app.services.explanations import Explanations
 from app.services.forecasts import Forecasts, Limits
 from app.services.health import Health
 from app.services.janitor import Janitor
@@ -53,6 +54,7 @@ class Services:
     forecasts: Forecasts
     answers: Answers
     accuracy: Accuracies
+    explanations: Explanations
     runs: Runs
     by_hand: ByHand
     risk: RiskService
@@ -145,6 +147,7 @@ def _services(
         forecasts=forecasts,
         answers=answers,
         accuracy=Accuracies(database, forecasts, results, store, compute),
+        explanations=Explanations(database, answers, store, compute, settings.country, settings.outlier_z),
         runs=Runs(database, queue, store, compute, place, canvas, janitor, work, _policy(settings)),
         by_hand=ByHand(database, store, compute, settings.country, settings.chunk_seconds),
         risk=RiskService(database, results, levels=_levels(settings), country=settings.country),

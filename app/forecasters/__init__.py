@@ -3,9 +3,9 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from app.forecasters._contract import Combined, Ensemble, Forecaster, Predictor
+from app.forecasters._contract import Combined, Ensemble, Explainer, Forecaster, Predictor
 
-__all__ = ["Combined", "Ensemble", "Forecaster", "Predictor", "load", "member", "names"]
+__all__ = ["Combined", "Ensemble", "Explainer", "Forecaster", "Predictor", "explainer", "load", "member", "names"]
 
 
 def names() -> tuple[str, ...]:
@@ -19,6 +19,12 @@ def load(name: str) -> Forecaster | Ensemble:
         raise KeyError(name)
     forecaster: Forecaster | Ensemble = import_module(f"{__name__}.{name}").FORECASTER
     return forecaster
+
+
+def explainer() -> Explainer:
+    """The model that every forecast is explained by."""
+    model: Explainer = import_module(f"{__name__}.structural").FORECASTER
+    return model
 
 
 def member(name: str) -> Forecaster:

@@ -143,6 +143,11 @@ class Scale:
     low: Array
     high: Array
 
+    def of(self, server: int) -> "Scale":
+        """That of one server alone."""
+        one = slice(server, server + 1)
+        return Scale(self.offset[one], self.middle[one], self.deviation[one], self.low[one], self.high[one])
+
     def there(self, values: Array) -> Array:
         return (_logarithm(values, self.offset[:, None]) - self.middle[:, None]) / self.deviation[:, None]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from app.domain.evaluation import Trial
+from app.domain.explanation import Parts
 from app.domain.panel import Array, Panel
 
 
@@ -37,6 +38,14 @@ class Forecaster(Protocol):
     earlier_windows: int
 
     def fit(self, panel: Panel, horizon: int) -> Predictor: ...
+
+
+class Explainer(Protocol):
+    """A model that knows what its forecast adds up from."""
+
+    def explain(self, panel: Panel, horizon: int, server: int) -> Parts:
+        """Of one server, by its place in a panel as `fit` takes it; the others are those it learns from."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Structural regression: calendar, trend and level of a whole fleet, solved at once.
 
-It holds the way from values without their calendar to quantiles. It leaves out the calendar (_adjustment), the
-calibration of these quantiles (domain/calibration) and the choice between models (auto).
+It holds the way from values without their calendar to quantiles, and the parts that a forecast adds up from. It
+leaves out the calendar (_adjustment), the calibration of these quantiles (domain/calibration) and the choice between
+models (auto).
 
 1. **Calendar.** Taken out by regression, known ahead.
 2. **Level.** What is left, the value without its calendar, is forecast from exponential averages of several
@@ -19,6 +20,7 @@ from itertools import pairwise
 import numpy as np
 
 from app.domain.calibration import normal_scores_of
+from app.domain.explanation import PARTS, Parts, additive
 from app.domain.panel import Array, Index, Panel
 from app.forecasters import _adjustment
 from app.forecasters._adjustment import Mask, Scale, average
@@ -33,6 +35,9 @@ ORIGINS = 40
 """Past origins that the level and its errors are learnt from."""
 OWN_SHAPE = 100.0
 """Steps of history at which a server's own shape of errors counts as much as the fleet's."""
+
+CONTINUOUS = ("year", "weekday", "hour", "known_ahead")
+"""Causes that are no events."""
 
 GRID = tuple(np.round(np.concatenate([[0.005, 0.01, 0.025], np.arange(0.05, 0.96, 0.05), [0.975, 0.99, 0.995]]), 3))
 """Levels at which the errors' quantiles are kept."""
@@ -67,6 +72,25 @@ class Structural:
         spread *= known.optimism[:, None] * np.take_along_axis(known.season, ahead, axis=1)
         centre = level + np.take_along_axis(known.effect, ahead, axis=1)
         return StructuralPredictor(centre, spread, shape, known.scale)
+
+    def explain(self, panel: Panel, horizon: int, server: int) -> Parts:
+        """What the centre of one server's forecast adds up from, before the shape of its errors shifts the median."""
+        known = _adjustment.adjust(panel, horizon)
+        level, _, _ = _level(known.settled, known.alive, panel, horizon)
+        ahead = panel.future_columns(horizon)[server]
+        causes = {name: effect[ahead] for name, effect in known.causes.of(panel, server).items()}
+        falling = {name: known.causes.falls(name)[ahead] for name in causes if name not in CONTINUOUS}
+        scale = known.scale.of(server)
+        causes = {"trend": level[server] - level[server, 0]} | causes
+        base, effects = additive(
+            float(level[server, 0]),
+            np.array(list(causes.values())),
+            lambda scaled: scale.back(scaled[None, :, None])[0, :, 0],
+        )
+        told = dict(zip(causes, effects, strict=True))
+        events = {name: np.where(on, told[name], np.nan) for name, on in falling.items() if on.any()}
+        told["calendar"] = sum((told[name] for name in falling), np.zeros(horizon))
+        return Parts(base, {name: told[name] for name in PARTS if name in told}, events)
 
 
 FORECASTER = Structural()

@@ -513,3 +513,88 @@ async def test_accuracy_is_scored_on_rows_that_came_later(
     assert live["values"] == 5
     assert live["coverage"] == pytest.approx(0.8)
     assert live["mae"] == pytest.approx(18)
+
+
+def adds_up(told: dict[str, Any]) -> bool:
+    rows = [(row["p50"], sum(row[part] for part in told["parts"])) for row in told["items"]]
+    return all(whole == pytest.approx(p50, rel=1e-12, abs=1e-12) for p50, whole in rows)
+
+
+async def test_an_explanation_adds_up_to_what_was_forecast_whatever_the_model(
+    client: httpx.AsyncClient, body: dict[str, Any], finish: Finish
+) -> None:
+    made = (await client.post("/forecasts", json=body | {"models": ["seasonal_naive", "structural"]})).json()
+    path = f"/forecasts/{made['id']}/explanation"
+    assert slug(await client.get(path, params={"server_id": "srv-1"})) == "forecast-not-ready"
+    state = await finish(made["id"])
+    by_default = (await client.get(path, params={"server_id": "srv-1"})).json()
+    assert by_default["model"] == state["best_model"]
+    export = ["item_id,timestamp,p10,p50,p90"]
+    days = np.datetime64("2023-01-01") + np.arange(DAYS, DAYS + 14)
+    export += [f"srv-{server},{day},30,{40.1 + number},70" for server in range(3) for number, day in enumerate(days)]
+    brought = {"file": ("export.csv", "\n".join(export), "text/csv")}
+    assert (await client.post(f"/forecasts/{made['id']}/runs/canvas/results", files=brought)).status_code == 201
+    told = {}
+    for model in ("seasonal_naive", "structural", "canvas"):
+        answer = await client.get(path, params={"server_id": "srv-1", "model": model})
+        assert answer.status_code == 200, answer.text
+        told[model] = answer.json()
+        assert (told[model]["server_id"], told[model]["model"], told[model]["metric"]) == ("srv-1", model, "cpu_p95")
+        assert told[model]["parts"] == ["level", "trend", "weekday", "year", "calendar", "other"]
+        assert "2 others" in told[model]["method"]
+        asked = {"server_id": "srv-1", "model": model}
+        rows = (await client.get(f"/forecasts/{made['id']}/quantiles", params=asked)).json()["items"]
+        assert [(row["timestamp"], row["p50"]) for row in rows] == [
+            (item["timestamp"], item["p50"]) for item in told[model]["items"]
+        ]
+        assert adds_up(told[model])
+    # The same regression divides both; what a model does otherwise is its own.
+    assert told["seasonal_naive"]["summary"]["level"] == told["structural"]["summary"]["level"]
+    other = {model: max(abs(item["other"]) for item in one["items"]) for model, one in told.items()}
+    assert other["structural"] < other["seasonal_naive"]
+    lifts = {lift["part"]: lift for lift in told["structural"]["summary"]["parts"]}
+    assert lifts["weekday"]["peak_to_trough"] == pytest.approx(15.6, abs=2)
+    assert lifts["weekday"]["share"] > 0.5
+    events = {row["timestamp"]: row["events"] for row in told["structural"]["items"] if row["events"]}
+    assert events == {}, "no holiday falls into the first half of May"
+
+
+async def test_an_explanation_names_its_events(client: httpx.AsyncClient, finish: Finish) -> None:
+    lines = ["server_id,timestamp,load"]
+    days = np.arange("2022-01-01", "2023-06-20", dtype="datetime64[D]")
+    for server in range(3):
+        lines += [f"s{server},{day},{-5 + server + (day.astype(int) % 7) * 0.3:.2f}" for day in days]
+    sent = await client.post("/datasets", content="\n".join(lines), headers={"Content-Type": "text/csv"})
+    body = {"dataset_id": sent.json()["id"], "metric": "load", "horizon": 20, "models": ["structural"]}
+    made = (await client.post("/forecasts", json=body)).json()
+    await finish(made["id"])
+    told = (await client.get(f"/forecasts/{made['id']}/explanation", params={"server_id": "s2"})).json()
+    assert adds_up(told)
+    events = {row["timestamp"]: row["events"] for row in told["items"] if row["events"]}
+    assert events["2023-06-30"] == ["end_of_quarter"]
+    assert events["2023-07-04"] == ["holiday:Independence Day"]
+    assert events["2023-07-05"] == ["after:Independence Day"]
+    in_short = {one["event"]: one for one in told["summary"]["events"]}
+    assert in_short["end_of_quarter"]["steps"] == 7
+
+
+async def test_hours_are_explained_and_what_cannot_be_is_refused(client: httpx.AsyncClient, finish: Finish) -> None:
+    lines = ["server_id,timestamp,cpu_p95"]
+    hours = np.arange("2023-01-01T00", "2023-01-15T00", dtype="datetime64[h]").astype("datetime64[m]")
+    lines += [f"still,{hour},50" for hour in hours]
+    lines += [f"web,{hour},{95 + 5 * np.sin(hour.astype(int) * np.pi / 720):.2f}" for hour in hours]
+    lines += [f"young,{hour},50" for hour in hours[-5:]]
+    sent = await client.post("/datasets", content="\n".join(lines), headers={"Content-Type": "text/csv"})
+    body = {"dataset_id": sent.json()["id"], "metric": "cpu_p95", "horizon": 48, "models": ["seasonal_naive"]}
+    made = (await client.post("/forecasts", json=body)).json()
+    await finish(made["id"])
+    path = f"/forecasts/{made['id']}/explanation"
+    for server in ("still", "web"):
+        told = (await client.get(path, params={"server_id": server})).json()
+        assert told["parts"] == ["level", "trend", "weekday", "hour", "year", "calendar", "other"]
+        assert len(told["items"]) == 48
+        assert adds_up(told)
+    for wrong in ({}, {"server_id": "nobody"}, {"server_id": "young"}, {"server_id": "web", "model": "auto"}):
+        answer = await client.get(path, params=wrong)
+        assert (answer.status_code, slug(answer)) == (422, "validation"), wrong
+    assert (await client.get(f"/forecasts/{uuid4()}/explanation", params={"server_id": "web"})).status_code == 404
