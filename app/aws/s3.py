@@ -27,6 +27,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 
+from app.aws.endpoint import certificates
 from app.aws.faults import translated
 from app.errors import AwsUnavailable, Forbidden, Invalid, NotFound, TooLarge
 
@@ -54,7 +55,8 @@ class S3:
     @asynccontextmanager
     async def raw(self) -> AsyncIterator[Any]:
         """A client whose failures are botocore's."""
-        async with self._session.client("s3", endpoint_url=self.endpoint_url, config=_CONFIG) as client:
+        verify = certificates(self.endpoint_url)
+        async with self._session.client("s3", endpoint_url=self.endpoint_url, config=_CONFIG, verify=verify) as client:
             yield client
 
     @asynccontextmanager

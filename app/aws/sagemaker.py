@@ -18,6 +18,7 @@ import aioboto3
 from aiobotocore.config import AioConfig
 from botocore.exceptions import ClientError, HTTPClientError
 
+from app.aws.endpoint import certificates
 from app.aws.faults import is_absent, plain, translated
 
 _ONCE = AioConfig(connect_timeout=3, read_timeout=20, retries={"mode": "standard", "total_max_attempts": 1})
@@ -375,7 +376,10 @@ class RealSageMaker:
 
     @asynccontextmanager
     async def _client(self, service: str, config: AioConfig) -> AsyncIterator[Any]:
-        async with self._session.client(service, endpoint_url=self._endpoint_url, config=config) as client:
+        verify = certificates(self._endpoint_url)
+        async with self._session.client(
+            service, endpoint_url=self._endpoint_url, config=config, verify=verify
+        ) as client:
             yield client
 
 
