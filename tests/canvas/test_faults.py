@@ -178,7 +178,7 @@ async def test_a_frozen_worker_that_goes_on_after_the_cancel_leaves_nothing(
         with worker(place.settings, f"{point}=stop") as frozen:
             sleeper = psutil.Process(frozen.pid)
             eventually(lambda: sleeper.status() == psutil.STATUS_STOPPED, f"the freeze at {point}")
-            assert (await client.post(f"/forecasts/{forecast['id']}/cancel")).status_code == 200
+            assert (await client.post(f"/forecasts/{forecast['id']}/cancel")).status_code == 202
             sleeper.send_signal(signal.SIGCONT)
             eventually(lambda: _lets_go(place, forecast), "the thawed worker's notice")
     place.wait(forecast)
@@ -194,7 +194,7 @@ async def test_a_job_made_after_all_was_clean_is_found_stopped_and_paid(
         with worker(place.settings, "canvas.before.automl=stop") as frozen:
             sleeper = psutil.Process(frozen.pid)
             eventually(lambda: sleeper.status() == psutil.STATUS_STOPPED, "the freeze")
-            assert (await client.post(f"/forecasts/{forecast['id']}/cancel")).status_code == 200
+            assert (await client.post(f"/forecasts/{forecast['id']}/cancel")).status_code == 202
             psutil.Process(place.standing.pid).send_signal(signal.SIGCONT)
             place.wait(forecast)
             check(place, forecast, "cancelled")

@@ -82,7 +82,7 @@ async def test_a_worker_killed_as_it_stops_a_job_stops_it_once(
         forecast = await submit()
         with worker(place.settings, "clean.stopping=kill") as doomed:
             eventually(lambda: place.calls("DescribeAutoMLJobV2")[3:], "the training")
-            assert (await client.post(f"/forecasts/{forecast['id']}/cancel")).status_code == 200
+            assert (await client.post(f"/forecasts/{forecast['id']}/cancel")).status_code == 202
             eventually(lambda: doomed.poll() is not None, "the kill")
             assert doomed.returncode == -signal.SIGKILL
     place.control("clock", {"speed": SPEED})
