@@ -245,7 +245,7 @@ def test_the_execution_role_is_for_sagemaker_of_this_account_and_for_its_own_fol
 
 @pytest.mark.parametrize("file", FILES)
 def test_no_policy_is_longer_than_iam_takes(file: str) -> None:
-    """6,144 characters for a managed policy, white space apart; names longer than their placeholders have to fit too."""
+    """6,144 characters for a managed policy, white space apart; real names are longer than their placeholders."""
     assert len("".join((POLICIES / file).read_text().split())) < 5_000
 
 
