@@ -18,6 +18,7 @@ from app.services.answers import Answers
 from app.services.aws_check import AwsCheck, Setup
 from app.services.by_hand import ByHand
 from app.services.canvas import Canvas, CanvasPolicy
+from app.services.comparisons import Comparisons
 from app.services.costs import Costs, Terms
 from app.services.datasets import Datasets, S3Sources
 from app.services.datasets import Limits as UploadLimits
@@ -54,6 +55,7 @@ class Services:
     forecasts: Forecasts
     answers: Answers
     accuracy: Accuracies
+    comparisons: Comparisons
     explanations: Explanations
     runs: Runs
     by_hand: ByHand
@@ -147,6 +149,7 @@ def _services(
         forecasts=forecasts,
         answers=answers,
         accuracy=Accuracies(database, forecasts, results, store, compute),
+        comparisons=Comparisons(database, results),
         explanations=Explanations(database, answers, store, compute, settings.country, settings.outlier_z),
         runs=Runs(database, queue, store, compute, place, canvas, janitor, work, _policy(settings)),
         by_hand=ByHand(database, store, compute, settings.country, settings.chunk_seconds),

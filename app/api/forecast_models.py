@@ -11,8 +11,10 @@ from app.api.strict import Body, Text
 from app.domain.forecast import MAX_HORIZON, Forecast, ForecastRequest, Model
 from app.domain.quantiles import BASE
 from app.domain.run import Run
-from app.services.accuracy import Accuracy
+from app.domain.tally import Pooled
+from app.services.accuracy import Accuracy, ModelAccuracy
 from app.services.answers import NOMINAL_COVERAGE
+from app.services.comparisons import Group
 from app.services.forecasts import Estimate
 
 EXAMPLE: dict[str, Any] = {
@@ -290,6 +292,17 @@ class ServerModelScores(BaseModel):
     rmse: float | None = Field(description="As in the comparison.", examples=[4.4])
     wql: float | None = Field(description="As in the comparison.", examples=[0.045])
     coverage: float | None = Field(description="As in the comparison.", examples=[0.8])
+    weights: dict[str, float] | None = Field(
+        description="What each member of an ensemble counts here; they add up to 1. Null of a single model.",
+        examples=[{"structural": 0.62, "gradient_boosting": 0.37, "seasonal_naive": 0.01}],
+    )
+    fallback: str | None = Field(description="The model that stands in, where this one could not be fitted.")
+    why: str | None = Field(
+        description="On whose word the forecast stands; null where the model alone answers.",
+        examples=[
+            "structural has 0.62 of the weight, by the losses in 4 earlier windows, the server's own and the fleet's."
+        ],
+    )
 
 
 class ServerComparison(BaseModel):
@@ -309,6 +322,91 @@ class ComparisonByServer(BaseModel):
     next_cursor: str | None = Field(description="For the next page; null on the last.")
 
 
+class GroupModelScores(BaseModel):
+    """One model within a group. Null: it could not be scored."""
+
+    model: Model = Field(description="Which model.", examples=["auto"])
+    servers: int = Field(description="Servers of the group that were scored.", examples=[23])
+    smape: float | None = Field(description="As in the comparison.", examples=[7.0])
+    wql: float | None = Field(description="As in the comparison, pooled over the group.", examples=[0.045])
+    coverage: float | None = Field(description="As in the comparison.", examples=[0.8])
+    nominal_coverage: float = Field(description="What the coverage should be.", examples=[0.8])
+
+
+class GroupComparison(BaseModel):
+    """The models within one group."""
+
+    group: str | None = Field(
+        description="The month of the horizon, from 1; or the value of the attribute, null for servers without one.",
+        examples=["1"],
+    )
+    first_step: int | None = Field(description="Of a month: its first step, from 1.", examples=[1])
+    last_step: int | None = Field(description="Of a month: its last step.", examples=[30])
+    models: list[GroupModelScores] = Field(description="In the order of the forecast's ranking.")
+
+    @classmethod
+    def of(cls, group: Group) -> "GroupComparison":
+        none = Pooled(0, None, None, None)
+        return cls(
+            group=group.name,
+            first_step=group.first,
+            last_step=group.last,
+            models=[
+                GroupModelScores(model=model, nominal_coverage=NOMINAL_COVERAGE, **asdict(its or none))
+                for model, its in group.models.items()
+            ],
+        )
+
+
+class ComparisonByGroup(BaseModel):
+    """The figures by month of the horizon, or by group of servers."""
+
+    windows: int = Field(description="Scored windows.", examples=[1])
+    horizon: int = Field(description="Steps of a window.", examples=[90])
+    best_model: Model | None = Field(description="Rank 1 over all servers.", examples=["auto"])
+    items: list[GroupComparison] = Field(description="Months in order; groups by name, those without a name last.")
+    next_cursor: str | None = Field(description="For the next page; null on the last.")
+
+
+class ServerDrifts(BaseModel):
+    """A server whose forecast no longer holds."""
+
+    server_id: str = Field(description="Which server.", examples=["SRV-0042"])
+    loss_ratio: float = Field(
+        description="Its live loss, as a multiple of what the back-test promised.", examples=[3.1]
+    )
+    coverage: float = Field(description="Its live coverage.", examples=[0.2])
+
+
+class DriftState(BaseModel):
+    """Whether what came is significantly worse than the back-test promised; docs/models.md has the rule."""
+
+    flagged: bool = Field(description="It is.", examples=[False])
+    reasons: list[str] = Field(description="Why, for people.", examples=[[]])
+    compared_servers: int = Field(description="Servers of which a season of values has come.", examples=[69])
+    loss_ratio: float | None = Field(
+        description="Live quantile loss over what the back-test promised for the same steps.", examples=[1.04]
+    )
+    promised_coverage: float | None = Field(description="Coverage of the back-test on the same steps.", examples=[0.8])
+    drifted_servers: int = Field(description="Servers that drift by themselves.", examples=[0])
+    servers: list[ServerDrifts] = Field(description="Of them, those that are worst: twenty at most.")
+
+    @classmethod
+    def of(cls, one: ModelAccuracy) -> "DriftState":
+        return cls(
+            flagged=one.drift.flagged,
+            reasons=list(one.drift.reasons),
+            compared_servers=one.drift.compared,
+            loss_ratio=one.drift.loss_ratio,
+            promised_coverage=one.drift.promised_coverage,
+            drifted_servers=one.drift.drifted,
+            servers=[
+                ServerDrifts(server_id=server_id, loss_ratio=its.loss_ratio, coverage=its.coverage)
+                for server_id, its in zip(one.worst, one.drift.worst, strict=True)
+            ],
+        )
+
+
 class LiveScores(BaseModel):
     """One model against what came. Null: nothing to compare with yet."""
 
@@ -321,13 +419,18 @@ class LiveScores(BaseModel):
     wql: float | None = Field(description="As in the comparison.", examples=[0.047])
     coverage: float | None = Field(description="Live coverage: share within p10 to p90.", examples=[0.79])
     nominal_coverage: float = Field(description="What the coverage should be.", examples=[0.8])
+    drift: DriftState = Field(description="Against what the back-test promised.")
 
 
 class AccuracyState(BaseModel):
     """How the forecast did."""
 
     dataset_id: UUID | None = Field(description="The version with the later rows; null while there is none.")
+    newer_dataset_id: UUID | None = Field(
+        description="The newest version of the forecast's dataset: what to forecast again on. Null while there is none."
+    )
     horizon: int = Field(description="Steps of the forecast.", examples=[90])
+    drifted: bool = Field(description="Whether the best model drifts: time to forecast again.", examples=[False])
     models: list[LiveScores] = Field(description="The succeeded runs, best of the back-test first.")
 
     @classmethod
@@ -335,12 +438,15 @@ class AccuracyState(BaseModel):
         none = dict.fromkeys(("smape", "mase", "mae", "rmse", "wql", "coverage"))
         return cls(
             dataset_id=accuracy.dataset_id,
+            newer_dataset_id=accuracy.dataset_id,
+            drifted=any(one.drift.flagged for one in accuracy.models if one.model == accuracy.forecast.best_model),
             horizon=accuracy.forecast.request.horizon,
             models=[
                 LiveScores(
                     model=one.model,
                     values=one.values,
                     nominal_coverage=NOMINAL_COVERAGE,
+                    drift=DriftState.of(one),
                     **(asdict(one.scores) if one.scores else none),
                 )
                 for one in accuracy.models

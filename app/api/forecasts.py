@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from datetime import date, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import numpy as np
@@ -15,10 +15,12 @@ from app.api.exports import FORMATS, stream, wanted
 from app.api.forecast_models import (
     AccuracyState,
     Comparison,
+    ComparisonByGroup,
     ComparisonByServer,
     EstimateState,
     ForecastBody,
     ForecastState,
+    GroupComparison,
     ModelScores,
     QuantilePage,
     RunState,
@@ -47,7 +49,8 @@ from app.errors import (
     QueueFull,
     WorkLimit,
 )
-from app.services.answers import NOMINAL_COVERAGE, Selection
+from app.services.answers import NOMINAL_COVERAGE, Selection, ServerScores
+from app.services.comparisons import why
 
 router = APIRouter(prefix="/forecasts", tags=["forecasts"])
 
@@ -222,33 +225,36 @@ async def comparison(
     forecast_id: ForecastId,
     services: Services,
     paging: PagingParameters,
-    by: Annotated[Literal["server_id"] | None, Query(description="Per server instead of pooled.")] = None,
-) -> Comparison | ComparisonByServer:
+    by: Annotated[
+        Text | None,
+        Query(
+            description="`server_id`: per server, with an ensemble's weights. `month`: per 30 days of the horizon, of"
+            " hourly data per day. Or an attribute of the dataset, such as `business_unit`: per group of servers.",
+            examples=["server_id", "month", "region"],
+        ),
+    ] = None,
+) -> Comparison | ComparisonByServer | ComparisonByGroup:
     """All models on the same windows by the same definitions, best first."""
     forecast, ranked = await services.answers.comparison(forecast_id)
-    windows = _scored_windows(forecast, ranked)
+    whole: dict[str, Any] = {
+        "windows": _scored_windows(forecast, ranked),
+        "horizon": forecast.request.horizon,
+        "best_model": forecast.best_model,
+    }
     if by is None:
-        return Comparison(
-            windows=windows,
-            horizon=forecast.request.horizon,
-            models=[_scores(run, place) for place, run in enumerate(ranked, 1)],
-            best_model=forecast.best_model,
-        )
-    after = paging.after(tuple[str])
-    rows = await services.answers.comparison_by_server(ranked, after[0] if after else None, paging.limit + 1)
-    return ComparisonByServer(
-        windows=windows,
-        horizon=forecast.request.horizon,
-        best_model=forecast.best_model,
-        items=[
-            ServerComparison(
-                server_id=row.server_id,
-                models=[ServerModelScores(model=model, **figures) for model, figures in row.models.items()],
-            )
-            for row in rows[: paging.limit]
-        ],
-        next_cursor=paging.next_cursor([rows[paging.limit - 1].server_id] if len(rows) > paging.limit else None),
+        return Comparison(models=[_scores(run, place) for place, run in enumerate(ranked, 1)], **whole)
+    if by == "server_id":
+        last = paging.after(tuple[str])
+        rows = await services.answers.comparison_by_server(ranked, last[0] if last else None, paging.limit + 1)
+        page = paging.page([_of_server(row, ranked) for row in rows], [[row.server_id] for row in rows])
+        return ComparisonByServer(items=page.items, next_cursor=page.next_cursor, **whole)
+    after = paging.after(tuple[int])
+    first = after[0] + 1 if after else 0
+    groups = (await services.comparisons.by(by, forecast, ranked))[first:][: paging.limit + 1]
+    shown = paging.page(
+        [GroupComparison.of(group) for group in groups], [[first + number] for number in range(len(groups))]
     )
+    return ComparisonByGroup(items=shown.items, next_cursor=shown.next_cursor, **whole)
 
 
 @router.get(
@@ -319,6 +325,22 @@ def _scored_windows(forecast: Forecast, ranked: list[Run]) -> int:
     """Windows that were really scored: a short history has fewer than were asked for."""
     made = [int(str(run.report["windows"])) for run in ranked if run.report and run.scores]
     return min(forecast.request.backtest_windows, max(made, default=0))
+
+
+def _of_server(row: ServerScores, ranked: list[Run]) -> ServerComparison:
+    return ServerComparison(
+        server_id=row.server_id,
+        models=[
+            ServerModelScores(
+                model=run.model,
+                weights=row.weights.get(run.model),
+                fallback=row.fallbacks.get(run.model),
+                why=why(run, row.weights.get(run.model), row.fallbacks.get(run.model)),
+                **row.models[run.model],
+            )
+            for run in ranked
+        ],
+    )
 
 
 def _scores(run: Run, place: int) -> ModelScores:

@@ -9,8 +9,11 @@ how single values are scored (evaluation).
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from app.domain.panel import Array, Frequency
+from app.domain.panel import Frequency
+
+Sums = NDArray[np.floating]
 
 SUMS = ("values", "smape", "pinball", "size", "covered")
 
@@ -35,7 +38,7 @@ def starts(horizon: int, steps: int) -> list[int]:
     return list(range(0, horizon, steps))
 
 
-def pool(tally: Array) -> Pooled:
+def pool(tally: Sums) -> Pooled:
     """Over any servers and periods: (…, 5)."""
     flat = np.asarray(tally, dtype=np.float64).reshape(-1, *tally.shape[-2:])
     values, smape, pinball, size, covered = flat.sum(axis=(0, 1)).tolist()

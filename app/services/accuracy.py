@@ -1,6 +1,7 @@
 """How a forecast did: its quantiles against rows that came later, in a newer version of its dataset.
 
-The figures are those of the comparison, of what was really served. Steps whose rows have not come are left out.
+The figures are those of the comparison, of what was really served. Steps whose rows have not come are left out. Whether
+they are worse than the back-test promised is domain/drift's to say.
 """
 
 from collections.abc import Sequence
@@ -12,28 +13,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.compute import Compute
-from app.domain.evaluation import Scores, pooled_scores, seasonal_scale
+from app.domain.drift import NOTHING, Drift, drift
+from app.domain.evaluation import Scores, pooled_scores, seasonal_scale, tallies
 from app.domain.forecast import Forecast, rank
 from app.domain.panel import Array, Panel, Times
 from app.domain.quantiles import BASE
+from app.domain.tally import period
 from app.errors import ForecastNotReady, NoResults
 from app.services.forecasts import Forecasts
 from app.storage import datasets as stored_datasets
 from app.storage.artifacts import Store
 from app.storage.database import Database
 from app.storage.panels import load_panel
-from app.storage.results import ResultMatrix, Results
+from app.storage.results import Reals, ResultMatrix, Results
 
 SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class ModelAccuracy:
-    """`values`: how many values have come to compare with; `scores` is None while there are none."""
+    """`values`: how many values have come to compare with; `scores` is None while there are none.
+
+    `worst` names the servers of `drift.worst`, in its order."""
 
     model: str
     values: int
     scores: Scores | None
+    drift: Drift
+    worst: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,11 @@ class Accuracies:
         async with self._database.connect() as connection:
             newer = await stored_datasets.newest_version(connection, forecast.request.dataset_id)
         if newer is None:
-            return Accuracy(forecast, None, tuple(ModelAccuracy(run.model, 0, None) for run in runs))
+            return Accuracy(forecast, None, tuple(ModelAccuracy(run.model, 0, None, NOTHING, ()) for run in runs))
         path = await self._store.local(newer.location)
         found = [await self._results.matrix(run.id) for run in runs]
-        scored = await self._compute.run(_scored, path, forecast.request.metric, found, seconds=SECONDS)
+        promised = [its and its[1] for its in [await self._results.tally(run.id) for run in runs]]
+        scored = await self._compute.run(_scored, path, forecast.request.metric, found, promised, seconds=SECONDS)
         return Accuracy(
             forecast,
             newer.id,
@@ -74,15 +82,21 @@ class Accuracies:
         )
 
 
-def _scored(path: Path, metric: str, found: Sequence[ResultMatrix]) -> list[tuple[int, Scores | None]]:
-    """In a child: for each run, the values that have come and the scores against them."""
+def _scored(
+    path: Path, metric: str, found: Sequence[ResultMatrix], promised: Sequence[Reals | None]
+) -> list[tuple[int, Scores | None, Drift, tuple[str, ...]]]:
+    """In a child: for each run, the values that have come, the scores against them, its drift and who drifts most."""
     panel = load_panel(path, metric, found[0].server_ids)
     answers = []
-    for matrix in found:
+    season = panel.frequency.season
+    for matrix, promise in zip(found, promised, strict=True):
         actual = came_after(panel, matrix.as_of, matrix.values.shape[1])
         base = matrix.values[..., [matrix.levels.index(level) for level in BASE]].astype(np.float64)
-        scale = seasonal_scale(_until(panel, matrix.as_of), panel.frequency.season)
-        answers.append((int(np.isfinite(actual).sum()), pooled_scores(base[None], actual[None], scale[None])))
+        compared = base[None], actual[None], seasonal_scale(_until(panel, matrix.as_of), season)[None]
+        live = tallies(*compared, period(panel.frequency))
+        its = NOTHING if promise is None else drift(live, promise, season)
+        worst = tuple(matrix.server_ids[one.server] for one in its.worst)
+        answers.append((int(np.isfinite(actual).sum()), pooled_scores(*compared), its, worst))
     return answers
 
 

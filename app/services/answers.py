@@ -56,10 +56,13 @@ class QuantileRow:
 
 @dataclass(frozen=True)
 class ServerScores:
-    """The figures of one server for each model, None where unscored."""
+    """The figures of one server for each model, None where unscored; an ensemble's `weights` by member, and the model
+    that stood in for one that could not be fitted."""
 
     server_id: str
     models: dict[str, dict[str, float | None]]
+    weights: dict[str, dict[str, float]]
+    fallbacks: dict[str, str]
 
 
 class Answers:
@@ -154,6 +157,12 @@ class Answers:
         if not found:
             return []
 
+        def weighed(run: Run, matrix: ResultMatrix, place: int) -> dict[str, float]:
+            members = (run.report or {}).get("members")
+            if not isinstance(members, list) or matrix.weights is None:
+                return {}
+            return dict(zip(members, (float(str(share)) for share in matrix.weights[place]), strict=True))
+
         def figure(matrix: ResultMatrix, name: str, place: int) -> float | None:
             value = matrix.scores[name][place]
             return None if np.isnan(value) else float(str(value))
@@ -164,6 +173,16 @@ class Answers:
                 {
                     run.model: {name: figure(matrix, name, place) for name in SCORES}
                     for run, matrix in zip(runs, found, strict=True)
+                },
+                {
+                    run.model: shares
+                    for run, matrix in zip(runs, found, strict=True)
+                    if (shares := weighed(run, matrix, place))
+                },
+                {
+                    run.model: stood_in
+                    for run, matrix in zip(runs, found, strict=True)
+                    if (stood_in := matrix.fallback[place])
                 },
             )
             for place, server_id in enumerate(found[0].server_ids)

@@ -28,6 +28,7 @@ from app.domain.run import Run
 from app.errors import Complaint, HeadroomError, Invalid, NoResults, NotFound, ThresholdRequired
 from app.services import by_hand
 from app.services.answers import NOMINAL_COVERAGE, Selection
+from app.services.comparisons import why
 from app.services.risk import Answer, Filters, Group, GroupCount, Question, ServerRisk, Sort
 from app.storage.results import ResultMatrix
 from app.web import charts
@@ -225,6 +226,8 @@ async def server(
         unit=unit,
         chosen_threshold=threshold,
         scores=scores[0].models if scores else {},
+        why={run.model: why(run, of.weights.get(run.model), None) for of in scores for run in succeeded},
+        weights=scores[0].weights.get(runs[0].model, {}) if scores else {},
         nominal=NOMINAL_COVERAGE,
         fallback=matrix.fallback[0],
         rows=_rows(matrix),
