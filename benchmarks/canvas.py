@@ -129,6 +129,8 @@ def _measured(folder: Path, fleet: Path, servers: int) -> list[str]:
             if ended["status"] != "succeeded":
                 raise SystemExit(f"the forecast {ended['status']}: {ended['runs']}")
             rows = _rows(client, made.json()["id"])
+            watch.stage = "cleaning"
+            _until_clean(aws)
     watch.report()
     shards.report()
     print(f"\nresults: {ended['runs'][0]['servers']:,} servers, {rows:,} rows")
@@ -163,6 +165,32 @@ def _rows(client: httpx.Client, forecast: str) -> int:
         return sum(chunk.count(b"\n") for chunk in answer.iter_bytes()) - 1
 
 
+def _until_clean(aws: str) -> None:
+    """Until the bucket holds the results as one file, and no input or output any more."""
+    deadline = time.monotonic() + 600
+    while True:
+        keys = list(_listed(aws))
+        if any(key.endswith("canvas.parquet") for key in keys) and not any(
+            key.endswith((".csv", ".out")) for key in keys
+        ):
+            return
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the bucket was not cleaned: {keys}")
+        time.sleep(1)
+
+
+def _listed(aws: str) -> dict[str, int]:
+    """Every object of the bucket, and its size."""
+    pages = boto3.client(
+        "s3",
+        endpoint_url=aws,
+        region_name="us-east-1",
+        aws_access_key_id="benchmark",
+        aws_secret_access_key="benchmark",
+    ).get_paginator("list_objects_v2")
+    return {one["Key"]: int(one["Size"]) for page in pages.paginate(Bucket=BUCKET) for one in page.get("Contents", ())}
+
+
 @dataclass(frozen=True)
 class Shards:
     """`sizes` in bytes by key in the bucket; `torn` names of servers in more than one file, by purpose."""
@@ -172,15 +200,7 @@ class Shards:
 
     @classmethod
     def of(cls, data: Path, aws: str) -> "Shards":
-        pages = boto3.client(
-            "s3",
-            endpoint_url=aws,
-            region_name="us-east-1",
-            aws_access_key_id="benchmark",
-            aws_secret_access_key="benchmark",
-        ).get_paginator("list_objects_v2")
-        listed = [one for page in pages.paginate(Bucket=BUCKET) for one in page.get("Contents", ())]
-        sizes = {one["Key"]: int(one["Size"]) for one in listed if one["Key"].endswith(".csv")}
+        sizes = {key: size for key, size in _listed(aws).items() if key.endswith(".csv")}
         torn = {}
         purposes = {file.parent for file in (data / "work").rglob("*.csv")}
         for purpose in purposes:
