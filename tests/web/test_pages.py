@@ -25,6 +25,7 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from psycopg import sql
 
 from app.api.edge import _HEADERS
+from app.domain.calendar import end_of_quarter
 from app.main import create_app
 from app.settings import Settings
 from app.web.charts import HEIGHT, fan
@@ -240,6 +241,32 @@ async def test_a_dot_names_its_server_and_opens_it(service: Service, done: str, 
         await expect(page.locator("#scatter .hoverlayer")).to_contain_text(HOSTILE)
         await page.mouse.click(*middle)
         await expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
+        assert watched.complaints == []
+
+
+async def test_a_server_shows_what_its_forecast_adds_up_from(service: Service, browser: Browser) -> None:
+    days = np.arange("2021-09-01", "2023-03-23", dtype="datetime64[D]")
+    busy = 20 * end_of_quarter(days.astype("datetime64[s]"))
+    rows = [f'"{name}",{day},{40 + 5 * (i % 7 < 5) + busy[i]}' for name in ("a&b", "c") for i, day in enumerate(days)]
+    content = "\n".join(["server_id,timestamp,cpu_p95", *rows])
+    made = await service.http.post("/datasets", content=content, headers={"Content-Type": "text/csv"})
+    dataset = made.json()["id"]
+    forecast = await service.forecast(dataset, "seasonal_naive")
+    await service.run(forecast, "seasonal_naive")
+    async with opened(browser, service.url) as watched:
+        page = watched.page
+        await page.goto(f"/pages/forecasts/{forecast}/servers/{quote('a&b')}")
+        plot = page.locator("[data-explanation]")
+        await plot.scroll_into_view_if_needed()
+        await expect(plot).to_have_attribute("data-drawn", "yes", timeout=30_000)
+        await expect(plot.locator(".legend")).to_contain_text("weekday")
+        await expect(plot.locator(".annotation")).to_contain_text("end of quarter, +")
+        await page.get_by_text("The parts in numbers").click()
+        parts = page.get_by_role("region", name="Parts of the forecast").locator("tbody th")
+        await expect(parts).to_have_text(["level", "trend", "weekday", "time of the year", "calendar events", "other"])
+        event = page.get_by_role("region", name="Events").get_by_role("row", name="end of quarter")
+        await expect(event.locator("td").first).to_have_text("7")
+        await expect(page.locator("[data-method]")).to_contain_text("1 other like it")
         assert watched.complaints == []
 
 
