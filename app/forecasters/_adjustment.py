@@ -41,7 +41,7 @@ YEAR, HARMONICS = 1.0, 8
 YEARS = ((300, 0), (500, 2), (720, 4))
 """Under so many days of history, only so many harmonics."""
 WEEKDAY, WEEKDAY_OF_HOURS, WEEKDAY_SEASON, HOUR = 2.0, 0.25, 0.1, 2.0
-HOLIDAY, NEIGHBOUR, QUARTER, REGRESSOR = 1.0, 0.6, 0.1, 0.5
+HOLIDAY, NEIGHBOUR, QUARTER, REGRESSOR = 3.0, 0.6, 0.4, 0.5
 OWN = 10.0
 """How many times stiffer a server's departure from the fleet's calendar is than the fleet's calendar itself."""
 HUBER = 2.0
