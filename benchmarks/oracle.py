@@ -1,6 +1,6 @@
 """How far the models are from what could be known of the reference fleet: an oracle beside them, on the same days.
 
-    python benchmarks/oracle.py [--servers 120] [--seeds 42,7,11] [--models auto,structural]
+    python -m benchmarks.oracle [--servers 120] [--seeds 42,7,11] [--models auto,structural]
 
 The oracle knows every part that a server's values were made of (domain/fleet), the noise of the last day and the laws
 of the noise and of shifts, but no shift after the origin: nobody could. Its quantiles are those of simulated paths.
