@@ -89,12 +89,15 @@ def scored(
 ) -> Iterator[tuple[str, Scores, float]]:
     """Each model's scores on what came, and the CPU seconds of its fits (an ensemble's: of its members)."""
     windows = min(REPORTED + earlier, max(0, (int(past.counts().max()) - MIN_VALUES) // horizon))
-    members = [load.members if isinstance(load, forecasters.Ensemble) else (model,) for model, load in loaded(models)]
+    members = [
+        load.members(len(past)) if isinstance(load, forecasters.Ensemble) else (model,)
+        for model, load in loaded(models)
+    ]
     fitted = {member: fit(past, horizon, windows, member) for member in dict.fromkeys(m for ms in members for m in ms)}
     for (model, forecaster), needed in zip(loaded(models), members, strict=True):
-        trials = [fitted[member][0] for member in needed]
+        trials = {member: fitted[member][0] for member in needed}
         began = time.process_time()
-        trial = forecaster.combine(trials).trial if isinstance(forecaster, forecasters.Ensemble) else trials[0]
+        trial = forecaster.combine(trials).trial if isinstance(forecaster, forecasters.Ensemble) else trials[model]
         values = judge(trial).values
         seconds = time.process_time() - began + sum(fitted[member][1] for member in needed)
         base = values[..., [trial.levels.index(level) for level in BASE]]

@@ -4,7 +4,7 @@ predictor = forecaster.fit(panel, horizon)
 values = predictor.predict(horizon, (0.1, 0.5, 0.9))     # (servers, horizon, 3)
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -58,18 +58,23 @@ class Combined:
 
 @runtime_checkable
 class Ensemble(Protocol):
-    """Not fitted itself: weighs the trials of its `members`, in that order, all of the same windows.
+    """Not fitted itself: weighs the trials of its members, all of the same windows.
 
     A forecast of window w is weighed by windows older than w alone, like its calibration. `earlier_windows` is
     what its members are fitted with on its behalf.
     """
 
     name: str
-    members: tuple[str, ...]
     earlier_windows: int
 
-    def weigh(self, trials: Sequence[Trial]) -> Array:
+    def members(self, servers: int) -> tuple[str, ...]:
+        """Who is fitted for a fleet of so many servers."""
+        ...
+
+    def weigh(self, trials: Mapping[str, Trial]) -> Array:
         """Weights (1 + W, members, servers) of the forecast [0] and of each window's, adding up to 1 over members."""
         ...
 
-    def combine(self, trials: Sequence[Trial]) -> Combined: ...
+    def combine(self, trials: Mapping[str, Trial]) -> Combined:
+        """Of the members' trials by name; the weights are in their order."""
+        ...

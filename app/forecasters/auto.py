@@ -10,7 +10,7 @@ Quantiles are averaged level by level (Vincent averaging; Lichtendahl et al. 201
 members where averaging distributions would widen it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,8 +20,11 @@ from app.domain.panel import Array
 from app.domain.quantiles import BASE
 from app.forecasters._contract import Combined
 
-PRIOR = {"structural": 4.0, "gradient_boosting": 3.0, "seasonal_naive": 1.0}
+PRIOR = {"structural": 4.0, "gradient_boosting": 3.0, "statistical": 3.0, "seasonal_naive": 1.0}
 """What a member counts before any window has spoken."""
+
+SLOW, FEW = "statistical", 1_000
+"""A member that is fitted server by server, and the largest fleet that is worth the wait for it."""
 
 POWER = 12.0
 """How sharply the better is preferred: a tenth more loss, a third of the weight."""
@@ -33,22 +36,24 @@ OWN = 3.0
 @dataclass(frozen=True)
 class Auto:
     name: str = "auto"
-    members: tuple[str, ...] = tuple(PRIOR)
     earlier_windows: int = 3
 
-    def weigh(self, trials: Sequence[Trial]) -> Array:
-        losses = np.array([_losses(trial, _possible(trial)) for trial in trials])  # (members, W, servers)
-        prior = np.array([PRIOR[member] for member in self.members])
+    def members(self, servers: int) -> tuple[str, ...]:
+        return tuple(member for member in PRIOR if member != SLOW or servers <= FEW)
+
+    def weigh(self, trials: Mapping[str, Trial]) -> Array:
+        losses = np.array([_losses(trial, _possible(trial)) for trial in trials.values()])  # (members, W, servers)
+        prior = np.array([PRIOR[member] for member in trials])
         return np.array([_weights(losses[:, w:], prior) for w in range(losses.shape[1] + 1)])
 
-    def combine(self, trials: Sequence[Trial]) -> Combined:
+    def combine(self, trials: Mapping[str, Trial]) -> Combined:
         weights = self.weigh(trials)
-        made = [_possible(trial) for trial in trials]
+        made = [_possible(trial) for trial in trials.values()]
 
         def rehearse(w: int) -> Array:
             return _mixed(made, np.broadcast_to(weights[w], weights.shape))
 
-        return Combined(replace(trials[0], raw=_mixed(made, weights), rehearse=rehearse), weights[0])
+        return Combined(replace(next(iter(trials.values())), raw=_mixed(made, weights), rehearse=rehearse), weights[0])
 
 
 def _mixed(made: Sequence[Array], weights: Array) -> Array:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from app import forecasters
+from app.domain import shifts
 from app.domain.dataset import Unit, bounds
 from app.domain.evaluation import Scores, Trial, judge, seasonal_scale
 from app.domain.panel import MIN_VALUES, Array, Panel, Times
@@ -149,6 +150,7 @@ class Judged:
     """What a run stores: float32 (servers, horizon, levels), per-server scores, the pooled ones, the path template.
 
     `weights` are means over the servers, `server_weights` (servers, members) each one's own, None but of an ensemble.
+    `shifted_at` (servers,): when the level shifted lately, NaT where it did not.
     """
 
     values: Values
@@ -161,19 +163,21 @@ class Judged:
     weights: dict[str, float] | None
     server_weights: Values | None
     tally: Values
+    shifted_at: Times
     seconds: float
 
 
 @dataclass(frozen=True)
 class _Past:
     """What the judge needs of the history: `actual` (windows, servers, horizon); the seasonal scale and the bounds by
-    the history before each origin, (1 + windows, servers); `as_of` (servers,)."""
+    the history before each origin, (1 + windows, servers); `as_of` and `shifted_at` (servers,)."""
 
     actual: Array
     scale: Array
     lower: Array
     upper: Array
     as_of: Times
+    shifted_at: Times
 
 
 def _past(case: Case) -> _Past:
@@ -185,11 +189,12 @@ def _past(case: Case) -> _Past:
         lower=np.empty((1 + windows, servers)),
         upper=np.empty((1 + windows, servers)),
         as_of=np.empty(servers, "datetime64[s]"),
+        shifted_at=np.empty(servers, "datetime64[s]"),
     )
     for start in range(0, servers, SERVERS_AT_ONCE):
         some = slice(start, start + SERVERS_AT_ONCE)
         panel = case.source.panel(case.servers[some])
-        past.as_of[some] = panel.as_of
+        past.as_of[some], past.shifted_at[some] = panel.as_of, shifts.shifted_at(panel)
         for w in range(1 + windows):
             before = panel.before(w * case.horizon)
             past.scale[w, some] = seasonal_scale(before, panel.frequency.season)
@@ -215,10 +220,11 @@ def judge_run(case: Case) -> Judged:
     weights: dict[str, float] | None = None
     server_weights: Values | None = None
     if isinstance(forecaster, forecasters.Ensemble):
-        combined = forecaster.combine([trial(member) for member in forecaster.members])
+        members = forecaster.members(len(case.servers))
+        combined = forecaster.combine({member: trial(member) for member in members})
         whole = combined.trial
         weights = {
-            name: float(weight) for name, weight in zip(forecaster.members, combined.weights.mean(axis=1), strict=True)
+            name: float(weight) for name, weight in zip(members, combined.weights.mean(axis=1), strict=True)
         }
         server_weights = combined.weights.T.astype(np.float32)
     else:
@@ -239,5 +245,6 @@ def judge_run(case: Case) -> Judged:
         weights=weights,
         server_weights=server_weights,
         tally=verdict.tally.astype(np.float32),
+        shifted_at=past.shifted_at,
         seconds=time.perf_counter() - began,
     )

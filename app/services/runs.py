@@ -233,7 +233,9 @@ class Runs:
     async def _computed(self, claim: Claim, progress: _Progress) -> tuple[Judged, Plan, list[Fitted]]:
         plan = await self._plan(claim)
         forecaster = forecasters.load(claim.model)
-        members = forecaster.members if isinstance(forecaster, forecasters.Ensemble) else (claim.model,)
+        members: tuple[str, ...] = (claim.model,)
+        if isinstance(forecaster, forecasters.Ensemble):
+            members = forecaster.members(len(plan.servers))
         pieces = [piece for model in members for piece in self._pieces(plan, model)]
         progress.stage, progress.total = "fitting", len(pieces) + 1
         failures = _Failures(claim.model, len(plan.servers))

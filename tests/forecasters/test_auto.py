@@ -13,22 +13,30 @@ from app.forecasters.auto import FORECASTER
 LEVELS = (0.1, 0.5, 0.9)
 
 
-def trials(errors: tuple[float, ...], servers: int = 30, windows: int = 4, horizon: int = 14) -> list[Trial]:
+MEMBERS = ("structural", "gradient_boosting", "statistical")
+Trials = dict[str, Trial]
+
+
+def trials(errors: tuple[float, ...], servers: int = 30, windows: int = 4, horizon: int = 14) -> Trials:
     """One trial per member; member m is off by `errors[m]` at random, around values of 50 with deviation 1."""
     random = np.random.default_rng(0)
     actual = 50 + random.normal(size=(windows, servers, horizon))
-    made = []
-    for error in errors:
+    made = {}
+    for member, error in zip(MEMBERS, errors, strict=True):
         centre = 50 + error * random.normal(size=(1 + windows, servers, 1, 1))
         raw = np.broadcast_to(centre + normal_scores_of(LEVELS), (1 + windows, servers, horizon, 3)).copy()
         scale = np.ones((1 + windows, servers))
-        made.append(Trial(LEVELS, raw, actual, scale, np.zeros(servers), np.full(servers, 100.0), 1))
+        made[member] = Trial(LEVELS, raw, actual, scale, np.zeros(servers), np.full(servers, 100.0), 1)
     return made
 
 
 def test_it_is_an_ensemble_of_models_that_exist() -> None:
     assert isinstance(forecasters.load("auto"), forecasters.Ensemble)
-    assert set(FORECASTER.members) < set(forecasters.names())
+    assert set(FORECASTER.members(69)) < set(forecasters.names())
+
+
+def test_a_large_fleet_does_without_the_member_that_takes_a_server_at_a_time() -> None:
+    assert set(FORECASTER.members(69)) - set(FORECASTER.members(10_000)) == {"statistical"}
 
 
 def test_a_bad_member_is_left_out_and_weights_add_up() -> None:
@@ -48,9 +56,9 @@ def test_the_oldest_window_knows_only_the_prior() -> None:
 @pytest.mark.parametrize("window", [0, 1, 2, 3])
 def test_weights_of_a_window_use_older_windows_alone(window: int) -> None:
     before = trials((0.2, 1.0, 0.5))
-    actual = before[0].actual.copy()
+    actual = before["structural"].actual.copy()
     actual[:window] = 80.0
-    after = [replace(trial, actual=actual) for trial in before]
+    after = {name: replace(trial, actual=actual) for name, trial in before.items()}
     assert np.array_equal(FORECASTER.weigh(before)[window:], FORECASTER.weigh(after)[window:])
     assert not np.array_equal(FORECASTER.weigh(before)[0], FORECASTER.weigh(after)[0]) or window == 0
 
@@ -59,13 +67,13 @@ def test_weights_of_a_window_use_older_windows_alone(window: int) -> None:
 def test_the_judged_ensemble_learns_from_older_windows_alone(window: int) -> None:
     before = trials((0.2, 1.0, 0.5))
     random = np.random.default_rng(7)
-    after = []
-    newer = random.uniform(0, 100, (window - 1, *before[0].actual.shape[1:]))
-    for trial in before:
+    after = {}
+    newer = random.uniform(0, 100, (window - 1, *before["structural"].actual.shape[1:]))
+    for name, trial in before.items():
         actual, raw = trial.actual.copy(), trial.raw.copy()
         actual[: window - 1] = newer
         raw[:window] += random.normal(0, 5, raw[:window].shape)
-        after.append(replace(trial, actual=actual, raw=raw))
+        after[name] = replace(trial, actual=actual, raw=raw)
     one, other = (judge(FORECASTER.combine(each).trial) for each in (before, after))
     assert np.array_equal(one.normal_scores[window - 1], other.normal_scores[window - 1])
 
@@ -77,12 +85,12 @@ def test_the_mean_of_good_members_beats_each() -> None:
     def error(trial: Trial) -> float:
         return float(np.abs(trial.raw[0, ..., 1] - future).mean())
 
-    assert error(FORECASTER.combine(members).trial) < min(map(error, members))
+    assert error(FORECASTER.combine(members).trial) < min(map(error, members.values()))
 
 
 def test_a_server_is_weighed_by_its_own_misses_too() -> None:
     members = trials((0.2, 0.2, 0.2))
-    members[0].raw[:, :5] += 6
+    members["structural"].raw[:, :5] += 6
     weights = FORECASTER.weigh(members)[0]
     assert weights[0, :5].max() < 0.1
     assert weights[0, 5:].min() > 10 * weights[0, :5].max()
@@ -90,8 +98,8 @@ def test_a_server_is_weighed_by_its_own_misses_too() -> None:
 
 def test_a_member_without_forecast_leaves_its_share_to_the_others() -> None:
     members = trials((0.2, 0.2, 0.2))
-    members[0].raw[:, 3] = np.nan
-    for member in members:
+    members["structural"].raw[:, 3] = np.nan
+    for member in members.values():
         member.raw[2:, 4] = np.nan  # a young server
     combined = FORECASTER.combine(members)
     assert np.isfinite(combined.trial.raw[0]).all()
@@ -102,14 +110,14 @@ def test_a_member_without_forecast_leaves_its_share_to_the_others() -> None:
 
 def test_no_window_is_no_obstacle() -> None:
     members = trials((0.2, 1.0, 0.5), windows=0)
-    combined = FORECASTER.combine([replace(member, reported=0) for member in members])
+    combined = FORECASTER.combine({name: replace(member, reported=0) for name, member in members.items()})
     assert np.isfinite(combined.trial.raw).all()
     assert combined.weights.sum(axis=0) == pytest.approx(1.0)
 
 
 def test_all_zero_losses_are_no_division_by_zero() -> None:
     members = trials((0.0, 0.0, 0.0))
-    for member in members:
+    for member in members.values():
         member.raw[:] = 0.0
         member.actual[:] = 0.0
     assert np.isfinite(FORECASTER.weigh(members)).all()
