@@ -20,6 +20,7 @@ from uuid import UUID
 from app.aws.faults import NameTaken
 from app.aws.sagemaker import AutoMLJob, JobStatus, SageMaker, TransformJob
 from app.canvas import requests
+from app.canvas.outcome import BadModelOutput
 from app.canvas.requests import AGAIN, FIRST, FORECAST, Request, Size, Spec
 from app.canvas.stages import Stage
 from app.compute import Compute
@@ -410,9 +411,14 @@ class Canvas:
             reach(f"canvas.fetched.{purpose}")
             out = self._folder(state) / f"{purpose}.npy"
             cut = window_of(purpose) * spec.horizon
-            await self._compute.run(
-                collect, folder, source, tuple(servers), cut, spec.horizon, spec.levels, out, seconds=1_800
-            )
+            try:
+                await self._compute.run(
+                    collect, folder, source, tuple(servers), cut, spec.horizon, spec.levels, out, seconds=1_800
+                )
+            except BadModelOutput:
+                async with self._database.begin() as connection:  # the janitor is to leave it, to be looked at
+                    await managed.advance(connection, state.run_id, state.stage, {"output_kept": True})
+                raise
             parts.append(Part(CANVAS, window_of(purpose), 0, len(servers), str(out)))
         facts: dict[str, Any] = {
             name: state.facts[name] for name in ("aws_metrics", "models_of") if name in state.facts
@@ -424,11 +430,11 @@ class Canvas:
         assert self._sagemaker is not None
         found: list[Settled] = []
         for training in trainings(state):
-            job = await self._sagemaker.automl(spec.training_name(training))
+            job = ours(spec, await self._sagemaker.automl(spec.training_name(training)))
             if job is not None:
                 found.append(self.policy.terms.prices.settled(labelled(TRAINING, training), await self._used(job)))
         for purpose in purposes(state):
-            transform = await self._sagemaker.transform(spec.transform_name(purpose))
+            transform = ours(spec, await self._sagemaker.transform(spec.transform_name(purpose)))
             if transform is not None:
                 used = Usage(
                     transform.name, transform.instance_type, transform.billed_seconds(), transform.instance_count
@@ -516,6 +522,12 @@ def spec_of(state: Managed) -> Spec:
         name: tuple(value) if isinstance(value, list) else value for name, value in state.facts["spec"].items()
     }
     return Spec(**known | {"frequency": Frequency(known["frequency"])})
+
+
+def ours(spec: Spec, job: Job | None) -> Job | None:
+    """The job, unless a stranger made it under our name: it is not ours to stop, nor to pay. Ours write to their run's
+    folder."""
+    return job if job is not None and job.output_path.startswith(spec.uri(spec.folder)) else None
 
 
 def window_of(purpose: str) -> int:

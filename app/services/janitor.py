@@ -2,7 +2,8 @@
 
 Runs that have ended are swept whatever their end. Paid jobs that have no live run, also those that a frozen worker made
 after its run was cancelled, are found by the names of this installation and stopped; another installation's are not
-touched. AutoML's own artifacts stay for a while, so that its model can be used again. Safe to repeat and to double.
+touched. AutoML's own artifacts stay for a while, so that its model can be used again, and so does output that could not
+be used. Safe to repeat and to double.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from app.domain.run import RunStatus
 from app.errors import Fatal, Transient
 from app.failpoints import reach
 from app.services.answers import Answers, Selection
-from app.services.canvas import Canvas, Files, purposes, spec_of, trainings
+from app.services.canvas import Canvas, Files, ours, purposes, spec_of, trainings
 from app.storage import forecasts as stored_forecasts
 from app.storage import managed
 from app.storage.database import Database
@@ -80,8 +81,8 @@ class Janitor:
         spec = spec_of(state)
         async with self._database.connect() as connection:
             intents = await managed.intents(connection, state)
-        jobs = [await self._sagemaker.automl(spec.training_name(training)) for training in trainings(state)]
-        transforms = [await self._sagemaker.transform(spec.transform_name(purpose)) for purpose in purposes(state)]
+        jobs = [ours(spec, await self._sagemaker.automl(spec.training_name(one))) for one in trainings(state)]
+        transforms = [ours(spec, await self._sagemaker.transform(spec.transform_name(one))) for one in purposes(state)]
         if not await self._stopped(jobs, transforms):
             reach("clean.stopping")
             return
@@ -98,7 +99,8 @@ class Janitor:
         reach("clean.deregistered")
         for purpose in purposes(state):
             await self._files.delete_prefix(spec.input_prefix(purpose))
-            await self._files.delete_prefix(spec.output_prefix(purpose))
+            if "output_kept" not in state.facts:
+                await self._files.delete_prefix(spec.output_prefix(purpose))
         reach("clean.emptied")
         async with self._database.begin() as connection:
             await managed.gone(connection, state.run_id)
@@ -129,7 +131,7 @@ class Janitor:
             await managed.results_removed(connection, state.run_id)
 
     async def _forget(self, state: Managed) -> None:
-        await self._files.delete_prefix(spec_of(state).automl_prefix)
+        await self._files.delete_prefix(spec_of(state).folder)
         async with self._database.begin() as connection:
             await managed.forgotten(connection, state.run_id)
 
@@ -150,19 +152,27 @@ class Janitor:
 
     async def _stop_strays(self) -> None:
         async with self._database.connect() as connection:
-            prefix = name_prefix(await managed.installation_id(connection))
-        since = datetime.now(UTC) - WATCHED
-        await self._stop(await self._sagemaker.list_automl(prefix, since), self._sagemaker.stop_automl)
-        await self._stop(await self._sagemaker.list_transforms(prefix, since), self._sagemaker.stop_transform)
+            installation = await managed.installation_id(connection)
+        prefix, since = name_prefix(installation), datetime.now(UTC) - WATCHED
+        jobs = await self._sagemaker.list_automl(prefix, since)
+        await self._stop(installation, jobs, self._sagemaker.stop_automl)
+        transforms = await self._sagemaker.list_transforms(prefix, since)
+        await self._stop(installation, transforms, self._sagemaker.stop_transform)
 
-    async def _stop(self, lines: Sequence[Listed], stop: Callable[[str], Awaitable[None]]) -> None:
-        """Those without a live run; what a frozen worker made late is noted, to be paid and removed."""
-        async with self._database.begin() as connection:
-            live = await managed.live_names(connection)
-            strays = [line for line in lines if line.name not in live]
-            for line in strays:
+    async def _stop(self, installation: str, lines: Sequence[Listed], stop: Callable[[str], Awaitable[None]]) -> None:
+        """Those without a live run that say they are ours; what a frozen worker made late is noted, to be paid and
+        removed."""
+        async with self._database.connect() as connection:
+            live, unmade = await managed.live_names(connection), await managed.unmade_names(connection)
+        for line in lines:
+            running = line.status is JobStatus.IN_PROGRESS
+            if line.name in live or not (running or line.name in unmade):
+                continue
+            if (await self._sagemaker.tags(line.arn)).get("headroom:installation") != installation:
+                log.warning("%s has a name like ours and is a stranger's; it is left alone", line.name)
+                continue
+            async with self._database.begin() as connection:
                 await managed.found(connection, line.name)
-        for line in strays:
-            if line.status is JobStatus.IN_PROGRESS:
+            if running:
                 log.error("%s has no live run; it is stopped", line.name)
                 await stop(line.name)

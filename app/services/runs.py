@@ -176,10 +176,11 @@ class Runs:
             step = Wait(self._canvas.policy.poll_seconds, Stage(claim.stage or Stage.STAGING))
         if isinstance(step, Wait):
             async with self._database.begin() as connection:
-                if await stored_runs.park(
+                if not await stored_runs.park(
                     connection, claim, step.seconds, stage=step.stage, progress=step.stage.progress
                 ):
-                    await self._queue.defer(connection, claim.run_id, in_seconds=step.seconds)
+                    raise Lost
+                await self._queue.defer(connection, claim.run_id, in_seconds=step.seconds)
                 reach("in_park")
             reach("after_park")
             return

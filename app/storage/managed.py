@@ -203,6 +203,12 @@ async def intents(connection: AsyncConnection, managed: Managed) -> Sequence[Int
     ]
 
 
+async def unmade_names(connection: AsyncConnection) -> set[str]:
+    """Names that were intended, and that nobody has seen on AWS."""
+    rows = await connection.execute(sa.select(canvas_intents.c.name).where(sa.not_(canvas_intents.c.created_on_aws)))
+    return set(rows.scalars())
+
+
 async def live_names(connection: AsyncConnection) -> set[str]:
     """Names on AWS that belong to a run that goes on."""
     rows = await connection.execute(

@@ -90,8 +90,11 @@ def _nothing_left(place: Place, forecast: Forecast, run_id: str, made: list[Made
         yield f"I3: {name} runs on AWS, and no live run pays for it"
     for name in names & _listed(sagemaker, "list_models", "Models", "ModelName", {}):
         yield f"I3: the model {name} was left"
+    kept = ("/automl/", "/output/") if place.run(forecast)[1] == "bad-model-output" else ("/automl/",)
     left = place.client("s3").list_objects_v2(Bucket=BUCKET, Prefix=f"headroom/runs/{run_id}/").get("Contents", [])
-    keys = [one["Key"] for one in left if "/automl/" not in one["Key"]]
+    keys = [one["Key"] for one in left if not any(folder in one["Key"] for folder in kept)]
+    if len(kept) > 1 and not any(".out" in one["Key"] for one in left):
+        yield "I3: the output that could not be used is not there to be looked at"
     if keys:
         yield f"I3: {len(keys)} objects were left in the bucket, such as {keys[0]}"
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
+from uuid import UUID
 
 import boto3
 import httpx
@@ -16,9 +17,12 @@ import numpy as np
 import psutil
 from botocore.config import Config
 
+from app.canvas import requests
 from app.canvas.requests import job_name
 from app.main import create_app
+from app.services.canvas import spec_of
 from app.settings import Settings
+from app.storage.managed import Managed
 from tests.processes import eventually, query
 
 SERVERS, HORIZON, STEPS = 3, 5, 60
@@ -121,6 +125,24 @@ class Place:
     def wait(self, forecast: Forecast) -> None:
         eventually(lambda: self.ended(forecast), "the end of the forecast")
         eventually(lambda: self.clean(forecast), "the cleaning of AWS")
+
+    def late_call(self, forecast: Forecast) -> Callable[[], None]:
+        """The call for the AutoML job that a worker was about to make, to be made at any time: a network may hold it
+        for longer than everybody waits. Its input comes back with it, or the emulator would refuse it."""
+        [(facts,)] = self.query("SELECT facts FROM canvas_runs WHERE run_id = %s", self.run_id(forecast))
+        spec, s3 = (
+            spec_of(Managed(UUID(self.run_id(forecast)), UUID(forecast["id"]), 1, "", facts, True)),
+            self.client("s3"),
+        )
+        listed = s3.list_objects_v2(Bucket=BUCKET, Prefix=spec.input_prefix("window-1"))["Contents"]
+        inputs = {one["Key"]: s3.get_object(Bucket=BUCKET, Key=one["Key"])["Body"].read() for one in listed}
+
+        def call() -> None:
+            for key, content in inputs.items():
+                s3.put_object(Bucket=BUCKET, Key=key, Body=content)
+            self.client("sagemaker").create_auto_ml_job_v2(**requests.automl(spec, "window-1"))
+
+        return call
 
     @contextmanager
     def rested(self) -> Iterator[None]:
