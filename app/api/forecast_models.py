@@ -115,8 +115,8 @@ class RunState(BaseModel):
     error: RunProblem | None = Field(description="Why it failed or was skipped.")
     report: dict[str, Any] | None = Field(
         description="What was changed and learnt: values filled into gaps, outliers capped, quantiles uncrossed,"
-        " weights of an ensemble's members.",
-        examples=[{"windows": 4, "filled_values": 12, "capped_outliers": 3, "crossed_quantiles": 0}],
+        " servers whose level shifted lately, weights of an ensemble's members.",
+        examples=[{"windows": 4, "filled_values": 12, "capped_outliers": 3, "crossed_quantiles": 0, "level_shifts": 1}],
     )
     started_at: datetime | None = Field(description="First claimed by a worker.")
     finished_at: datetime | None = Field(description="When it ended.")

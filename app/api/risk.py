@@ -92,7 +92,11 @@ class RiskItem(BaseModel):
     )
     history_days: int = Field(description="Days from the server's first row to its last.", examples=[1096])
     quality: list[str] = Field(
-        description="What makes the answer less sure: `short_history`, `gaps`, `constant`, `stale`.", examples=[[]]
+        description="What makes the answer less sure: `short_history`, `gaps`, `constant`, `stale`, `level_shift`.",
+        examples=[[]],
+    )
+    level_shift_at: str | None = Field(
+        description="When the server's level shifted, if it did lately; null otherwise.", examples=["2022-11-03"]
     )
     attributes: dict[str, str | float] = Field(
         description="The server's own, from the dataset.", examples=[{"region": "eu-west"}]
@@ -307,6 +311,7 @@ def _item(server: ServerRisk) -> dict[str, Any]:
         "coverage": None if server.coverage is None else _rounded(server.coverage),
         "history_days": server.history_days,
         "quality": list(server.quality),
+        "level_shift_at": _time(server.level_shift, frequency),
         "attributes": server.attributes,
     }
 

@@ -1,4 +1,4 @@
-"""What is done to a panel before a fit: outliers capped, then gaps filled, each counted per server.
+"""What is done to a panel before a fit: outliers capped, gaps filled, both counted per server, and shifts levelled.
 
 Pure array functions, vectorised over servers. A panel is already cut at its origin, so that looking both ways
 in time looks at nothing that came later. It leaves out the calendar (calendar.py) and what is wrong with an
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from app.domain import calendar
+from app.domain import calendar, shifts
 from app.domain.panel import Array, Index, Panel
 
 OUTLIER_Z = 6.0
@@ -60,7 +60,8 @@ class Changes:
 def prepare(panel: Panel, outlier_z: float = OUTLIER_Z) -> tuple[Panel, Changes]:
     """The panel with its outliers capped and its gaps filled; what lies outside first … last stays NaN.
 
-    Outliers go first, so that none is copied into a gap. A server without a single value stays without.
+    Outliers go first, so that none is copied into a gap. A server without a single value stays without. At last, what
+    lies before a late shift of a server's level is brought to the level after it (shifts).
     """
     capped = cap_outliers(panel, outlier_z)
     filled = fill_gaps(capped)
@@ -68,7 +69,7 @@ def prepare(panel: Panel, outlier_z: float = OUTLIER_Z) -> tuple[Panel, Changes]
         filled=(np.isfinite(filled.values) & ~np.isfinite(panel.values)).sum(axis=1),
         capped=((capped.values != panel.values) & np.isfinite(panel.values)).sum(axis=1),
     )
-    return filled, changes
+    return shifts.levelled(filled), changes
 
 
 def fill_gaps(panel: Panel) -> Panel:

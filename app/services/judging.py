@@ -106,6 +106,7 @@ def columns(plan: Plan, judged: Judged, seconds: float, report: Mapping[str, Any
             **report,
             "windows": plan.windows,
             "crossed_quantiles": judged.crossed,
+            "level_shifts": int(np.count_nonzero(~np.isnat(judged.shifted_at))),
             "weights": judged.weights,
             "members": None if judged.weights is None else list(judged.weights),
             "paths": judged.template.source,
@@ -130,6 +131,7 @@ async def keep(connection: Connection, run_id: UUID, plan: Plan, judged: Judged)
         scores={name: judged.per_server[name].astype(np.float32) for name in SCORES},
         tally=judged.tally,
         weights=judged.server_weights,
+        shifted_at=judged.shifted_at,
     )
     await stored_results.write(connection, run_id, found)
     await stored_results.write_template(connection, run_id, judged.template)

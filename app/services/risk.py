@@ -104,6 +104,7 @@ class ServerRisk:
     coverage: float | None
     history_days: int
     quality: tuple[str, ...]
+    level_shift: np.datetime64 | None
     attributes: dict[str, str | float]
 
 
@@ -415,6 +416,7 @@ def _shown(fleet: _Fleet, judged: _Judged, rows: Rows, country: str) -> list[Ser
             coverage=_known(matrix.scores["coverage"][row], coverage),
             history_days=_history_days(fleet, row),
             quality=_quality(fleet, row),
+            level_shift=_shift(fleet, row),
             attributes=fleet.servers[row].attributes,
         )
         for row in rows.tolist()
@@ -448,8 +450,15 @@ def _quality(fleet: _Fleet, row: int) -> tuple[str, ...]:
         "gaps": server.counts.get(fleet.metric, 0) < (1.0 - GAPS_SHARE) * span,
         "constant": bool(np.ptp(values) <= CONSTANT_SHARE * max(1.0, float(np.abs(values).max()))),
         "stale": bool(fleet.matrix.as_of[row] < end),
+        "level_shift": _shift(fleet, row) is not None,
     }
     return tuple(name for name, raised in flags.items() if raised)
+
+
+def _shift(fleet: _Fleet, row: int) -> np.datetime64 | None:
+    """When the server's level shifted, if it did lately."""
+    shifted_at = fleet.matrix.shifted_at
+    return None if shifted_at is None else _date(shifted_at[row])
 
 
 def _count(group: str | None, found: Risk, rows: Rows) -> GroupCount:

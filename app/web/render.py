@@ -23,7 +23,13 @@ from app.domain.panel import Frequency
 
 LEVELS = {"very_high": "Very high", "high": "High", "normal": "Normal", "underutilized": "Under-used"}
 CAUSES = {"end_of_quarter": "end of quarter", "holiday": "holiday", "weekday": "weekday"}
-QUALITY = {"short_history": "short history", "gaps": "gaps", "constant": "constant", "stale": "stale"}
+QUALITY = {
+    "short_history": "short history",
+    "gaps": "gaps",
+    "constant": "constant",
+    "stale": "stale",
+    "level_shift": "level shifted",
+}
 ORDERS = {
     "runway": "Shortest runway",
     "breach_probability": "Breach probability",

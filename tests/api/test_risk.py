@@ -184,6 +184,7 @@ async def test_a_server_at_risk_with_every_field(client: httpx.AsyncClient, worl
         "coverage": 0.75,
         "history_days": 1096,
         "quality": [],
+        "level_shift_at": None,
         "attributes": {"region": "us"},
     }
     assert 0.1526 < probability < 10 * 0.1526  # P(N(86, 5/1.2816) > 90) of one day; of ten that depend on each other

@@ -122,6 +122,23 @@ async def test_scores_per_month_and_group_and_why_per_server(
     assert {row["why"] for server in old for row in server["models"]} == {None}
 
 
+async def test_a_level_that_shifted_lately_is_told(client: httpx.AsyncClient, finish: Finish) -> None:
+    """One server's, 40 days before the end; its date is known to within a few days."""
+    before, after, higher = a_csv(0, DAYS - 40), a_csv(DAYS - 40, 40), a_csv(DAYS - 40, 40, shift=25)
+    pairs = zip(after.splitlines()[1:], higher.splitlines()[1:], strict=True)
+    raised = [high if high.startswith("srv-3") else usual for usual, high in pairs]
+    dataset = await uploaded(client, "/datasets", "\n".join([before, *raised]))
+    done = await finish({"dataset_id": dataset, "metric": "cpu_p95", "horizon": 14, "models": ["seasonal_naive"]})
+    assert done["runs"][0]["report"]["level_shifts"] == 1
+    items = (await client.get("/risk/servers", params={"forecast_id": done["id"]})).json()["items"]
+    told = {item["server_id"]: item["level_shift_at"] for item in items if "level_shift" in item["quality"]}
+    assert list(told) == ["srv-3"]
+    assert abs(np.datetime64(told["srv-3"]) - (START + DAYS - 40)) <= np.timedelta64(1, "D")
+    assert all(item["level_shift_at"] is None for item in items if item["server_id"] != "srv-3")
+    page = await client.get(f"/pages/forecasts/{done['id']}/servers/srv-3")
+    assert "level shifted" in page.text
+
+
 async def test_a_forecast_is_scored_and_repeated_on_what_came(client: httpx.AsyncClient, finish: Finish) -> None:
     dataset = await uploaded(client, "/datasets", a_csv(0, DAYS))
     asked = {"dataset_id": dataset, "metric": "cpu_p95", "horizon": HORIZON, "models": ["structural"]}
