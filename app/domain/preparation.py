@@ -133,26 +133,57 @@ def _capped(values: Array, season: int, outlier_z: float, known_event: NDArray[n
     phase = _rolling_median(values, _PHASE_REACH, season)
     expected = phase + _rolling_median(values - phase, _EVENT_REACH, 1)
     off = values - expected
-    rolling = 1.4826 * _rolling_median(np.abs(off), _SPREAD_REACH, _SPREAD_STRIDE)
+    size = np.abs(off)
     # A value that is its own median says nothing about the spread; on a nearly constant server the few that
     # are not say too much, and there the plain deviation is the smaller one.
-    apart = 1.4826 * _median(np.where(off == 0, np.nan, np.abs(off)))
+    apart = 1.4826 * _median(np.where(off == 0, np.nan, size))
     # And one glitch of a server that else repeats itself to the digit is all that it deviates by, so that it would
     # set its own limit: what the server usually shows bounds it.
     usual = np.maximum(_quantile(values, 1 - RARE) + _quantile(-values, 1 - RARE), np.abs(_median(values)))
     bound = np.where(usual > 0, usual, np.inf)
     overall = np.fmin(np.fmin(apart, np.sqrt(_mean(off**2))), bound)[:, None]
-    limit = np.maximum(outlier_z * np.fmax(rolling, overall), _quantile(np.abs(off), 1 - RARE)[:, None])
-    excused = known_event & (np.abs(off) <= _EVENT_LIMITS * limit)
-    outlier = (np.abs(off) > limit) & (limit > 0) & ~excused
+    limit = np.maximum(outlier_z * overall, _quantile(size, 1 - RARE)[:, None])
+    suspect = size > limit  # the rolling spread only widens the limit: it is asked for of these alone
+    rolling = 1.4826 * _median(_around(size, _SPREAD_REACH, _SPREAD_STRIDE)[suspect])
+    limit = np.broadcast_to(limit, values.shape).copy()
+    limit[suspect] = np.fmax(outlier_z * rolling, limit[suspect])
+    excused = known_event & (size <= _EVENT_LIMITS * limit)
+    outlier = suspect & (size > limit) & (limit > 0) & ~excused
     return np.where(outlier, expected + np.clip(off, -limit, limit), values)
 
 
 def _rolling_median(values: Array, reach: int, stride: int) -> Array:
     """Median of each value and `reach` more to either side, `stride` steps apart; what is missing is left out."""
+    around = _around(values, reach, stride)
+    median = _middle([around[..., k] for k in range(2 * reach + 1)])
+    gaps = np.isnan(median)
+    median[gaps] = _median(around[gaps])
+    return median
+
+
+def _around(values: Array, reach: int, stride: int) -> Array:
+    """The windows of a rolling figure, a view (rows, steps, 2 · reach + 1); NaN where they pass an end."""
     margin = reach * stride
     padded = np.pad(values, ((0, 0), (margin, margin)), constant_values=np.nan)
-    return _median(sliding_window_view(padded, 2 * margin + 1, axis=1)[..., ::stride])
+    return sliding_window_view(padded, 2 * margin + 1, axis=1)[..., ::stride]
+
+
+def _middle(columns: list[Array]) -> Array:
+    """Elementwise median of an odd number of arrays, NaN where one is NaN.
+
+    Of just over half of them the least and the greatest cannot be the median: they are left out, and the next one
+    comes in. So a whole array is compared at once, which sorting each window by itself is not.
+    """
+    enough = len(columns) // 2 + 2
+    kept, rest = columns[:enough], columns[enough:]
+    while len(kept) > 1:
+        for k in range(len(kept) - 1):
+            kept[k], kept[k + 1] = np.minimum(kept[k], kept[k + 1]), np.maximum(kept[k], kept[k + 1])
+        for k in range(len(kept) - 2, 0, -1):
+            kept[k - 1], kept[k] = np.minimum(kept[k - 1], kept[k]), np.maximum(kept[k - 1], kept[k])
+        kept = kept[1:-1] + rest[:1]
+        rest = rest[1:]
+    return kept[0]
 
 
 def _median(values: Array) -> Array:
