@@ -177,6 +177,20 @@ class _Judged:
         return float(first) if (self.thresholds == first).all() else None
 
 
+@dataclass(frozen=True, eq=False)
+class Prospect:
+    """What the judgement of a run starts from, for questions of another kind. `thresholds` (servers,): NaN where a server
+    has none. Rows are in the order of `servers`, which is that of their ids."""
+
+    forecast: Forecast
+    run: Run
+    contents: Contents
+    servers: tuple[Server, ...]
+    outlook: Outlook
+    thresholds: Array
+    template: Template
+
+
 class RiskService:
     def __init__(self, database: Database, results: Results, *, levels: Levels, country: str) -> None:
         self._database = database
@@ -248,6 +262,19 @@ class RiskService:
             fleet.matrix.as_of.max(),
             _count(None, judged.risk, np.arange(len(fleet.servers))),
             [_count(name, judged.risk, np.array(rows[name])) for name in names],
+        )
+
+    async def prospect(self, question: Question) -> Prospect:
+        """A whole run, not judged yet. Raises what `servers` raises, but for ThresholdRequired."""
+        fleet = await self._fleet(question)
+        return Prospect(
+            fleet.forecast,
+            fleet.run,
+            fleet.contents,
+            fleet.servers,
+            _outlook(fleet),
+            _known_thresholds(fleet, question.threshold),
+            fleet.template,
         )
 
     async def _fleet(self, question: Question) -> _Fleet:
@@ -335,7 +362,21 @@ def _outlook(fleet: _Fleet) -> Outlook:
 
 
 def _thresholds(fleet: _Fleet, threshold: float | None) -> Array:
-    """The one asked for; else each server's own `threshold`, an absolute metric's `capacity`, the unit's default."""
+    """Of each server; raises ThresholdRequired where one has none."""
+    found = _known_thresholds(fleet, threshold)
+    missing = np.flatnonzero(np.isnan(found))
+    if missing.size:
+        raise ThresholdRequired(
+            f"Metric {fleet.metric} is {fleet.unit}: {missing.size} servers have neither `threshold` nor `capacity`, "
+            f"the first is {fleet.servers[int(missing[0])].server_id!r}. Ask with `threshold=`, in the metric's unit, or "
+            "upload such a column."
+        )
+    return found
+
+
+def _known_thresholds(fleet: _Fleet, threshold: float | None) -> Array:
+    """The one asked for; else each server's own `threshold`, an absolute metric's `capacity`, the unit's default; NaN
+    where there is none of them."""
     if threshold is not None:
         if not abs(threshold) <= _LARGEST or (fleet.unit is Unit.ABSOLUTE and threshold < _SMALLEST):
             detail = (
@@ -348,12 +389,6 @@ def _thresholds(fleet: _Fleet, threshold: float | None) -> Array:
     found = [
         next((v for n in names if (v := _positive(s.attributes.get(n))) is not None), default) for s in fleet.servers
     ]
-    missing = [s.server_id for s, value in zip(fleet.servers, found, strict=True) if value is None]
-    if missing:
-        raise ThresholdRequired(
-            f"Metric {fleet.metric} is {fleet.unit}: {len(missing)} servers have neither `threshold` nor `capacity`, "
-            f"the first is {missing[0]!r}. Ask with `threshold=`, in the metric's unit, or upload such a column."
-        )
     return np.array(found, dtype=np.float64)
 
 
