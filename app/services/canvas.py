@@ -456,6 +456,12 @@ class Canvas:
             )
         return balance
 
+    async def release_unused(self) -> None:
+        """Give back what was set aside for runs that ended before they began."""
+        async with self._database.begin() as connection:
+            for run_id in await managed.never_begun(connection):
+                await ledger.release(connection, run_id, 1)
+
     async def _used(self, job: AutoMLJob) -> list[Usage]:
         assert self._sagemaker is not None
         return [

@@ -196,6 +196,7 @@ class Runs:
                 await self._queue.defer(connection, *late)
             await stored_forecasts.forget_old_keys(connection)
         await self._sweep()
+        await self._canvas.release_unused()
         if self._janitor is not None:
             await self._janitor.sweep()
         return len(late)

@@ -13,8 +13,9 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.domain.cost import Kind
 from app.domain.run import RunStatus
-from app.storage.tables import canvas_intents, canvas_runs, installation, runs
+from app.storage.tables import canvas_intents, canvas_runs, installation, ledger, runs
 
 RESULTS = "results_left"
 """Among the facts of a run whose results lie in the bucket."""
@@ -92,6 +93,24 @@ async def gone(connection: AsyncConnection, run_id: UUID) -> None:
     )
 
 
+async def never_begun(connection: AsyncConnection, limit: int = 100) -> Sequence[UUID]:
+    """Runs that ended, or went with their forecast, before their first stage: their money is still held."""
+    later = ledger.alias()
+    rows = await connection.execute(
+        sa.select(ledger.c.run_id)
+        .outerjoin(canvas_runs, canvas_runs.c.run_id == ledger.c.run_id)
+        .outerjoin(runs, runs.c.id == ledger.c.run_id)
+        .where(
+            ledger.c.kind == Kind.RESERVED,
+            canvas_runs.c.run_id.is_(None),
+            sa.or_(runs.c.status.is_(None), runs.c.status.not_in(_OPEN)),
+            ~sa.exists().where(later.c.run_id == ledger.c.run_id, later.c.kind != Kind.RESERVED),
+        )
+        .limit(limit)
+    )
+    return list(rows.scalars())
+
+
 async def outlived(connection: AsyncConnection, days: float, limit: int = 100) -> Sequence[Managed]:
     """Runs of which nothing is left but AutoML's own artifacts, for longer than so many days or than their forecast,
     and whose models no run that goes on uses again."""
@@ -162,18 +181,21 @@ async def may_search(connection: AsyncConnection, pace: float) -> bool:
 async def intend(
     connection: AsyncConnection, managed: Managed, purpose: str, name: str, spec_hash: str, seconds: float
 ) -> Intent:
-    """What is about to be asked of AWS, within so many seconds; the one there is, when there is one."""
+    """What is about to be asked of AWS, within so many seconds; asked again, from now on."""
+    again = upsert(canvas_intents).values(
+        run_id=managed.run_id,
+        attempt=managed.attempt,
+        purpose=purpose,
+        name=name,
+        spec_hash=spec_hash,
+        not_after=sa.func.now() + sa.func.make_interval(0, 0, 0, 0, 0, 0, seconds),
+    )
     await connection.execute(
-        upsert(canvas_intents)
-        .values(
-            run_id=managed.run_id,
-            attempt=managed.attempt,
-            purpose=purpose,
-            name=name,
-            spec_hash=spec_hash,
-            not_after=sa.func.now() + sa.func.make_interval(0, 0, 0, 0, 0, 0, seconds),
+        again.on_conflict_do_update(
+            index_elements=["run_id", "attempt", "purpose"],
+            set_={"not_after": again.excluded.not_after},
+            where=sa.not_(canvas_intents.c.created_on_aws),
         )
-        .on_conflict_do_nothing()
     )
     return next(one for one in await intents(connection, managed) if one.purpose == purpose)
 

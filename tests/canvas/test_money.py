@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from app.storage import ledger
 from tests.canvas.checker import check
 from tests.canvas.place import SPEED, Place, Submit, body, serving
-from tests.processes import HEADROOM, eventually, process
+from tests.processes import HEADROOM, eventually, process, worker
 
 PAID, ASKED = 3, 200
 
@@ -131,3 +131,22 @@ async def test_an_api_killed_as_it_reserves_reserves_once(
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("also_deleted", [False, True])
+async def test_what_was_set_aside_for_a_run_that_never_began_is_given_back(
+    alone: Place, lonely_submit: Submit, lonely_client: httpx.AsyncClient, also_deleted: bool
+) -> None:
+    forecast = await lonely_submit()
+    run_id = alone.run_id(forecast)
+    assert (await lonely_client.post(f"/forecasts/{forecast['id']}/cancel")).status_code == 202
+    if also_deleted:
+        assert (await lonely_client.delete(f"/forecasts/{forecast['id']}")).status_code == 204
+    held = "SELECT sum(CASE kind WHEN 'reserved' THEN amount_microusd ELSE -amount_microusd END) FROM ledger"
+    assert alone.query(held)[0][0] > 0
+    with worker(alone.settings):
+        eventually(lambda: alone.query(held)[0][0] == 0, "the release")
+    assert [kind for (kind,) in alone.query("SELECT kind FROM ledger WHERE run_id = %s ORDER BY id", run_id)] == [
+        "reserved",
+        "released",
+    ]
