@@ -1,5 +1,5 @@
-# make demo | run | test | check | setup. Nothing is needed beside Python 3.11 to 3.13 and git; all of it stays in
-# .tools (uv, which reads the lock) and .venv (what it installs). Another Python: make PYTHON=python3.12 …
+# make demo | run | test | check | bench | autogluon | setup. Nothing is needed beside Python 3.11 to 3.13 and git; all
+# of it stays in .tools (uv, which reads the lock) and .venv (what it installs). Another Python: make PYTHON=python3.12 …
 
 PYTHON ?= python3
 ARGS ?=
@@ -8,7 +8,7 @@ UV_VERSION := 0.13.9
 export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := $(CURDIR)/.venv
 
-.PHONY: demo run test check lint setup clean
+.PHONY: demo run test check lint bench autogluon setup clean
 .DELETE_ON_ERROR:
 
 demo: setup
@@ -27,6 +27,18 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+# A folder of panels: make bench DATA=…; else the reference fleet alone, unless the development panels are there.
+bench: setup
+	@exec .venv/bin/python -m benchmarks $(if $(DATA),--data "$(DATA)") $(ARGS)
+
+# AutoGluon's needs contradict Headroom's: an environment of its own beside .venv, where Headroom looks for it. torch
+# comes from its makers' index of builds for CPUs; where that is out of reach, from where pip would look.
+autogluon: setup
+	.tools/uv venv --quiet --allow-existing --python .venv/bin/python .autogluon
+	.tools/uv pip sync --quiet --python .autogluon --torch-backend cpu docker/autogluon.txt || \
+	  UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" .tools/uv pip sync --quiet --python .autogluon docker/autogluon.txt
+	.autogluon/bin/python -I -c 'import autogluon.timeseries'
 
 setup: .venv/.locked
 
@@ -55,4 +67,4 @@ setup: .venv/.locked
 	fi
 
 clean:
-	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .autogluon .tools .mypy_cache .ruff_cache .pytest_cache

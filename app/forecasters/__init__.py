@@ -3,14 +3,32 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
+from app.forecasters import _apart
 from app.forecasters._contract import Combined, Ensemble, Explainer, Forecaster, Predictor
 
-__all__ = ["Combined", "Ensemble", "Explainer", "Forecaster", "Predictor", "explainer", "load", "member", "names"]
+__all__ = [
+    "Combined",
+    "Ensemble",
+    "Explainer",
+    "Forecaster",
+    "Predictor",
+    "advice",
+    "explainer",
+    "load",
+    "member",
+    "names",
+]
 
 
 def names() -> tuple[str, ...]:
-    """Every model that is a file here, without importing any."""
-    return tuple(sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_")))
+    """Every model that is a file here and whose libraries are installed, without importing any."""
+    files = (module.name for module in iter_modules(__path__))
+    return tuple(sorted(name for name in files if not name.startswith("_") and not _apart.missing(name)))
+
+
+def advice(name: str) -> str | None:
+    """How to get a model that this installation does not have, if there is a way."""
+    return _apart.ADVICE.get(name)
 
 
 def load(name: str) -> Forecaster | Ensemble:

@@ -57,6 +57,7 @@ SECONDS = {
     "auto": 0.04,
     "prophet": 0.3,
     "random_forest": 0.3,
+    "autogluon": 0.8,
 }
 """Rough seconds of work for one server with 1,000 rows and one back-test window."""
 
@@ -283,9 +284,11 @@ class Forecasts:
             raise NotFound(f"There is no forecast {request.reuse_models_of} whose models could be used again.")
         missing = [model for model in request.models if model != CANVAS and model not in forecasters.names()]
         if missing:
+            hints = [f" {advice}." for model in missing if (advice := forecasters.advice(model))]
             raise _invalid(
                 "/models",
-                f"This installation does not have {', '.join(missing)}; it has {', '.join(forecasters.names())}.",
+                f"This installation does not have {', '.join(missing)}; it has {', '.join(forecasters.names())}."
+                + "".join(hints),
             )
         if CANVAS in request.models and (odd := quantile_limits(request.levels)) is not None:
             raise _invalid("/quantiles", odd.detail)

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,6 +19,7 @@ from fastapi import FastAPI
 
 from app.api.exports import wanted
 from app.domain.keys import Scope
+from app.forecasters import _apart
 from app.settings import Settings
 
 DAYS = 120
@@ -598,3 +600,14 @@ async def test_hours_are_explained_and_what_cannot_be_is_refused(client: httpx.A
         answer = await client.get(path, params=wrong)
         assert (answer.status_code, slug(answer)) == (422, "validation"), wrong
     assert (await client.get(f"/forecasts/{uuid4()}/explanation", params={"server_id": "web"})).status_code == 404
+
+
+async def test_a_model_that_can_be_installed_is_refused_with_how(
+    client: httpx.AsyncClient, body: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(_apart.PYTHONS, "autogluon", tmp_path / "python")
+    refused = await client.post("/forecasts", json=body | {"models": ["auto", "autogluon"]})
+    assert refused.status_code == 422
+    assert [error["pointer"] for error in refused.json()["errors"]] == ["/models"]
+    assert "does not have autogluon" in refused.json()["detail"]
+    assert "make autogluon" in refused.json()["detail"]
