@@ -74,6 +74,12 @@ class Settings(BaseSettings):
     max_columns: int = Field(1000, ge=3, description="most columns of an upload")
     max_cells: int = Field(400_000_000, ge=1, description="most rows × metrics of an upload")
     work_limit: int = Field(200_000_000, ge=1, description="most servers × horizon × models × quantiles of a forecast")
+    lead_time_days: float = Field(
+        30.0, ge=0, le=36_500, description="days from an order to the room it brings, of servers that name none"
+    )
+    headroom_buffer_pct: float = Field(
+        0.0, ge=0, le=100, description="points of headroom kept back from what counts as usable"
+    )
     queue_limit: int = Field(10_000, ge=1, description="most runs that may wait")
     lease_seconds: int = Field(30, ge=1, description="a run whose worker is silent this long is taken over")
     max_attempts: int = Field(3, ge=1, description="crashes of a worker on one run before it is given up")

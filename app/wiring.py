@@ -23,6 +23,7 @@ from app.services.costs import Costs, Terms
 from app.services.datasets import Datasets, S3Sources
 from app.services.datasets import Limits as UploadLimits
 from app.services.explanations import Explanations
+from app.services.fleets import Fleets, Planning
 from app.services.forecasts import Forecasts, Limits
 from app.services.health import Health
 from app.services.janitor import Janitor
@@ -125,6 +126,7 @@ def _services(
     store, work = _store(settings, installation), settings.data_dir / "work" / installation
     place = Elsewhere(compute, nodes) if nodes else Here(compute)
     results = Results(database)
+    fleets = Fleets(database, results, _levels(settings))
     aws = _aws(settings)
     canvas = Canvas(
         database,
@@ -153,7 +155,7 @@ def _services(
         explanations=Explanations(database, answers, store, compute, settings.country, settings.outlier_z),
         runs=Runs(database, queue, store, compute, place, canvas, janitor, work, _policy(settings)),
         by_hand=ByHand(database, store, compute, settings.country, settings.chunk_seconds),
-        risk=RiskService(database, results, levels=_levels(settings), country=settings.country),
+        risk=RiskService(database, fleets, country=settings.country, planning=_planning(settings)),
         costs=Costs(database, _terms(settings)),
         keys=Keys(KeyRows(database.engine)),
         health=Health(Vitals(database.engine), store.check),
@@ -278,3 +280,7 @@ def _levels(settings: Settings) -> Levels:
     return Levels(
         very_high=settings.level_very_high, high=settings.level_high, underutilized=settings.level_underutilized
     )
+
+
+def _planning(settings: Settings) -> Planning:
+    return Planning(lead_time_days=settings.lead_time_days, buffer_pct=settings.headroom_buffer_pct)

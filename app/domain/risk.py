@@ -130,6 +130,20 @@ def percent(values: Array, thresholds: Array, unit: str) -> Array:
             return np.asarray(values / thresholds * 100.0)
 
 
+def runway_steps(outlook: Outlook, thresholds: Array, level: float) -> Array:
+    """The first step, from 1, whose quantile at `level` is over the threshold, (servers,); NaN when none is."""
+    column = outlook.levels.index(level)
+    return _first(quantiles.single(outlook.values[..., column]) > quantiles.single(thresholds)[:, None])
+
+
+def order_by(as_of: Times, runway_days: Array, lead_time_days: Array) -> Times:
+    """The UTC day, datetime64[D], on which room must be ordered to be there when the runway ends; NaT without one."""
+    days = np.isfinite(runway_days)
+    seconds = (np.where(days, runway_days, 0.0) - lead_time_days) * 86_400
+    at = as_of.astype("datetime64[s]") + np.floor(seconds).astype("timedelta64[s]")
+    return np.where(days, at.astype("datetime64[D]"), np.datetime64("NaT", "D"))
+
+
 def peaks(p50: Array, as_of: np.datetime64, frequency: Frequency, country: str) -> list[tuple[Peak, ...]]:
     """Where medians (servers, horizon) of one `as_of` stand out over their surroundings, and why, in order of time.
 
@@ -165,11 +179,11 @@ def _assess(outlook: Outlook, thresholds: Array, template: Template, rules: Leve
     limit = np.broadcast_to(thresholds[:, None], values.shape[:2])
     lower, upper = quantiles.single(outlook.lower[:, None]), quantiles.single(outlook.upper[:, None])
     p50, p90 = (values[..., outlook.levels.index(level)] for level in (0.5, 0.9))
+    conservative, expected = (runway_steps(outlook, thresholds, level) for level in (0.9, 0.5))
     below = quantiles.cdf(values, outlook.levels, limit, lower, upper)
     breached_by = template.breached_by(below)
     per_day = outlook.frequency.per_day
     max_p90, mean_p50 = p90.max(axis=1), p50.mean(axis=1)
-    conservative = _first(p90 > limit)
     headroom = np.maximum(percent(thresholds, thresholds, outlook.unit) - percent(max_p90, thresholds, outlook.unit), 0)
     return Risk(
         level=_level(percent(max_p90, thresholds, outlook.unit), percent(mean_p50, thresholds, outlook.unit), rules),
@@ -179,7 +193,7 @@ def _assess(outlook: Outlook, thresholds: Array, template: Template, rules: Leve
         breach_probability=breached_by[:, -1],
         expected_breach_days=(1.0 - below).sum(axis=1) / per_day,
         runway_conservative=conservative / per_day,
-        runway_expected=_first(p50 > limit) / per_day,
+        runway_expected=expected / per_day,
         first_breach_p10=_dates(_first(breached_by >= 0.1 - _ROUNDING), outlook),
         first_breach_p50=_dates(_first(breached_by >= 0.5 - _ROUNDING), outlook),
         headroom_pct=headroom,

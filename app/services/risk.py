@@ -15,11 +15,26 @@ from uuid import UUID
 import numpy as np
 
 from app.domain import risk
-from app.domain.dataset import Unit
-from app.domain.panel import Frequency
-from app.domain.risk import Peak, Risk
+from app.domain.dataset import Contents, Server, Unit
+from app.domain.forecast import Forecast
+from app.domain.panel import Array, Frequency
+from app.domain.paths import Template
+from app.domain.risk import Outlook, Peak, Risk
+from app.domain.run import Run
 from app.errors import NotFound, ThresholdRequired
-from app.services.fleets import Fleet, Fleets, Judged, Limits, Planning, Question, Rows, judge, lead_times, run_of
+from app.services.fleets import (
+    Fleet,
+    Fleets,
+    Judged,
+    Limits,
+    Planning,
+    Question,
+    Rows,
+    judge,
+    known_thresholds,
+    lead_times,
+    run_of,
+)
 from app.storage import risk as stored
 from app.storage.database import Database
 
@@ -119,6 +134,22 @@ class Summary:
     groups: list[GroupCount]
 
 
+@dataclass(frozen=True, eq=False)
+class Prospect:
+    """What the judgement of a run starts from, for questions of another kind.
+
+    `thresholds` (servers,): NaN where a server has none. Rows are in the order of `servers`, that of their ids.
+    """
+
+    forecast: Forecast
+    run: Run
+    contents: Contents
+    servers: tuple[Server, ...]
+    outlook: Outlook
+    thresholds: Array
+    template: Template
+
+
 class RiskService:
     def __init__(self, database: Database, fleets: Fleets, *, country: str, planning: Planning) -> None:
         self._database = database
@@ -202,8 +233,8 @@ class RiskService:
             fleet.run,
             fleet.contents,
             fleet.servers,
-            _outlook(fleet),
-            _known_thresholds(fleet, question.threshold),
+            fleet.outlook(),
+            known_thresholds(fleet, question.limits),
             fleet.template,
         )
 

@@ -29,7 +29,8 @@ from app.errors import Complaint, HeadroomError, Invalid, NoResults, NotFound, T
 from app.services import by_hand
 from app.services.answers import NOMINAL_COVERAGE, Selection
 from app.services.comparisons import why
-from app.services.risk import Answer, Filters, Group, GroupCount, Question, ServerRisk, Sort
+from app.services.fleets import Limits, Question
+from app.services.risk import Answer, Filters, Group, GroupCount, ServerRisk, Sort
 from app.storage.results import ResultMatrix
 from app.web import charts
 from app.web.charts import Fan
@@ -324,7 +325,7 @@ async def _judged(services: Services, question: Question, server_id: str) -> tup
         return None, []
     judged = answer.servers[0]
     try:
-        newest, _ = await services.risk.server(server_id, None)
+        newest, _ = await services.risk.server(server_id, Limits())
     except HeadroomError:  # the forecast that is shown need not be the newest, and a newer one may be going on
         newest = []
     return judged, [other for other in newest if other.metric != judged.metric]

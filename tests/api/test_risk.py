@@ -179,6 +179,11 @@ async def test_a_server_at_risk_with_every_field(client: httpx.AsyncClient, worl
         "runway_days": {"conservative": 1, "expected": None},
         "first_breach": {"p10": "2023-01-01", "p50": second["first_breach"]["p50"]},
         "headroom_pct": 0.0,
+        "usable_headroom_pct": 0.0,
+        "usable_headroom": None,
+        "lead_time_days": 30.0,
+        "order_by": "2022-12-02",
+        "overdue": True,
         "peaks": [],
         "fallback": True,
         "coverage": 0.75,
@@ -251,6 +256,48 @@ async def test_a_server_s_own_threshold(client: httpx.AsyncClient, world: World)
     assert body["items"][0]["risk_high"] is True
     asked = await get(client, "/servers", threshold=97)
     assert {item["threshold"] for item in asked["items"]} == {97.0}
+
+
+async def test_when_to_order_and_what_is_left(client: httpx.AsyncClient, world: World) -> None:
+    lead = {"SRV-2": 0, "SRV-3": 0.5, "SRV-4": -1}
+    await world.forecast(await world.dataset(lead_time_days=lead, capacity={"SRV-1": 8.0}))
+    body = await get(client, "/servers", sort="server_id")
+    found = [(item["lead_time_days"], item["order_by"], item["overdue"]) for item in body["items"]]
+    assert found == [
+        (30.0, None, False),
+        (0.0, "2023-01-01", False),
+        (0.5, "2022-12-31", False),
+        (30.0, None, False),
+        (30.0, None, False),
+    ]
+    asked = await get(client, "/servers", sort="server_id", lead_time_days=2)
+    assert asked["items"][1]["order_by"] == "2022-12-30"
+    assert asked["items"][1]["overdue"] is True
+    one = await get(client, "/servers/SRV-3", lead_time_days=10)
+    assert one["items"][0]["order_by"] == "2022-12-22"
+    assert [(item["usable_headroom_pct"], item["usable_headroom"]) for item in body["items"]] == [
+        (25.0, 2.0),
+        (0.0, None),
+        (0.0, None),
+        (65.0, None),
+        (3.0, None),
+    ]
+    await get(client, "/servers", 422, lead_time_days=-1)
+
+
+async def test_a_threshold_of_a_group_goes_before_that_of_all(client: httpx.AsyncClient, world: World) -> None:
+    await world.forecast(await world.dataset(criticality={"SRV-1": "a:b", "SRV-2": "low"}))
+    asked = ["region:us:70", "criticality:low:60.5", "criticality:a:b:50"]
+    body = await get(client, "/servers", sort="server_id", threshold=95, group_threshold=asked)
+    assert [item["threshold"] for item in body["items"]] == [50.0, 60.5, 95.0, 70.0, 70.0]
+    assert body["threshold"] is None
+    summary = await get(client, "/summary", by="region", group_threshold="region:us:70")
+    assert [group["risk_high"] for group in summary["items"]] == [1, 2]
+    one = await get(client, "/servers/SRV-5", group_threshold="region:us:70")
+    assert one["items"][0]["threshold"] == 70.0
+    for wrong in ("region", "region:us", "region:us:high", ":us:3", "region:us:nan", "region:mars:80"):
+        problem = await get(client, "/servers", 422, group_threshold=wrong)
+        assert problem["errors"][0]["pointer"] == "?group_threshold", wrong
 
 
 async def test_an_absolute_metric_needs_a_threshold_or_a_capacity(client: httpx.AsyncClient, world: World) -> None:
