@@ -9,13 +9,13 @@ when its rank lies above the share of the marginal below the threshold, and sets
 It leaves out the marginals (quantiles.py) and what follows from a breach (risk.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.panel import Array
+from app.domain.panel import Array, Times
 
 Ranks = NDArray[np.uint16]
 Masks = NDArray[np.uint64]
@@ -37,10 +37,14 @@ _WORD = 64
 
 @dataclass(frozen=True, eq=False)
 class Template:
-    """`ranks` is uint16 (paths, horizon), a permutation of 0 … paths - 1 in every column; `source` says whence."""
+    """`ranks` is uint16 (paths, horizon), a permutation of 0 … paths - 1 in every column; `source` says whence.
+
+    `between` is the correlation of the normal scores of two servers on one date; None where it is not known.
+    """
 
     ranks: Ranks
     source: str
+    between: float | None = None
 
     @property
     def horizon(self) -> int:
@@ -54,9 +58,9 @@ class Template:
         return self.ranks.astype("<u2").tobytes()
 
     @classmethod
-    def from_bytes(cls, ranks: bytes, paths: int, source: str) -> "Template":
+    def from_bytes(cls, ranks: bytes, paths: int, source: str, between: float | None = None) -> "Template":
         """Raises ValueError when the bytes are not `paths` whole paths."""
-        return cls(np.frombuffer(ranks, dtype="<u2").reshape(paths, -1).astype(np.uint16), source)
+        return cls(np.frombuffer(ranks, dtype="<u2").reshape(paths, -1).astype(np.uint16), source, between)
 
     @cached_property
     def _at_or_above(self) -> Masks:
@@ -86,23 +90,27 @@ class Template:
         return np.asarray(np.clip(share, np.maximum.accumulate(marginal, axis=1), most))
 
 
-def template(normal_scores: Array, horizon: int, paths: int = PATHS, seed: int = 0) -> Template:
+def template(
+    normal_scores: Array, horizon: int, paths: int = PATHS, seed: int = 0, as_of: Times | None = None
+) -> Template:
     """The order of `paths` paths, learnt from normal scores (windows, servers, horizon), NaN where missing.
 
     A normal score is Φ⁻¹ of the level at which a past value fell in its calibrated out-of-sample forecast.
     Each trajectory is one (window, server). All are used equally often, as far as the numbers allow; where
     trajectories tie, the seed orders them, the same way at each step. Below `FEWEST` trajectories the order is
-    that of a Gaussian AR(1), its correlation estimated from the scores where they hold enough neighbours.
+    that of a Gaussian AR(1), its correlation estimated from the scores where they hold enough neighbours. Servers are
+    compared with those of the same `as_of` (servers,) only, whose steps are the same dates.
     """
     random = np.random.default_rng(seed)
+    between = _between(normal_scores, as_of)
     scores = normal_scores.reshape(-1, normal_scores.shape[-1])[:, :horizon]
     known = np.isfinite(scores)
     whole = known.mean(axis=1) >= FILLED if scores.shape[1] == horizon else np.zeros(len(scores), dtype=np.bool_)
     if whole.sum() < FEWEST:
-        return autoregressive(horizon, _correlation(scores), paths, seed)
+        return replace(autoregressive(horizon, _correlation(scores), paths, seed), between=between)
     trajectories = scores[whole]
     chosen = np.concatenate([random.permutation(len(trajectories)) for _ in range(-(-paths // len(trajectories)))])
-    return Template(_ranks(_filled(trajectories[chosen[:paths]]), random), "residuals")
+    return Template(_ranks(_filled(trajectories[chosen[:paths]]), random), "residuals", between)
 
 
 def autoregressive(horizon: int, correlation: float = CORRELATION, paths: int = PATHS, seed: int = 0) -> Template:
@@ -144,3 +152,23 @@ def _correlation(scores: Array) -> float:
     if both.sum() < 50 or before[both].std() == 0 or after[both].std() == 0:
         return CORRELATION
     return float(np.clip(np.corrcoef(before[both], after[both])[0, 1], 0.0, 0.99))
+
+
+def _between(normal_scores: Array, as_of: Times | None) -> float | None:
+    """Mean correlation of two servers at one step, out of (windows, servers, horizon); None below 50 steps shared.
+
+    A cell of c servers holds c(c - 1)/2 products; their sum is that of the squares taken from the square of the sum.
+    """
+    tame = np.clip(normal_scores, -4.0, 4.0)
+    groups = [slice(None)] if as_of is None else [as_of == day for day in np.unique(as_of)]
+    products = squares = cells = 0.0
+    for group in groups:
+        some = tame[:, group]
+        count = np.isfinite(some).sum(axis=1)
+        total, square = np.nansum(some, axis=1), np.nansum(some**2, axis=1)
+        products += float((total**2 - square).sum())
+        squares += float(((count - 1) * square)[count > 1].sum())
+        cells += int((count > 1).sum())
+    if cells < 50 or squares <= 0:
+        return None
+    return float(np.clip(products / squares, 0.0, 0.99))

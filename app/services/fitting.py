@@ -240,7 +240,7 @@ def judge_run(case: Case) -> Judged:
         fallback=tuple(fallback),
         per_server=verdict.per_server,
         scores=verdict.scores,
-        template=template(verdict.normal_scores, case.horizon, seed=case.seed),
+        template=template(verdict.normal_scores, case.horizon, seed=case.seed, as_of=past.as_of),
         crossed=verdict.crossed,
         weights=weights,
         server_weights=server_weights,

@@ -78,7 +78,11 @@ async def write(connection: AsyncConnection, run_id: UUID, found: ResultMatrix) 
 async def write_template(connection: AsyncConnection, run_id: UUID, template: Template) -> None:
     await connection.execute(
         sa.insert(run_paths).values(
-            run_id=run_id, paths=len(template), ranks=template.to_bytes(), source=template.source
+            run_id=run_id,
+            paths=len(template),
+            ranks=template.to_bytes(),
+            source=template.source,
+            between=template.between,
         )
     )
 
@@ -98,7 +102,7 @@ class Results:
     async def template(self, run_id: UUID) -> Template | None:
         async with self._database.connect() as connection:
             row = (await connection.execute(sa.select(run_paths).where(run_paths.c.run_id == run_id))).one_or_none()
-        return Template.from_bytes(row.ranks, row.paths, row.source) if row else None
+        return Template.from_bytes(row.ranks, row.paths, row.source, row.between) if row else None
 
     async def matrix(self, run_id: UUID) -> ResultMatrix:
         """All results of a run, servers in order of their id (byte order)."""

@@ -220,6 +220,70 @@ run_paths = sa.Table(
     sa.Column("paths", sa.Integer, nullable=False),
     sa.Column("ranks", sa.LargeBinary, nullable=False, comment="uint16 little-endian (paths, horizon): rank per step"),
     sa.Column("source", sa.Text, nullable=False, comment="residuals, or autoregressive where there were too few"),
+    sa.Column("between", sa.REAL, comment="correlation of two servers on one date, where known"),
+)
+
+alert_rules = sa.Table(
+    "alert_rules",
+    metadata,
+    sa.Column("id", UUID, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("metric", sa.Text, comment="null: of any"),
+    sa.Column("where", JSONB, nullable=False, comment="attribute → the values of it that pass"),
+    sa.Column("threshold", sa.Float, comment="null: each server's own"),
+    sa.Column("model", sa.Text, comment="null: the best of each forecast"),
+    sa.Column("condition", JSONB, nullable=False, comment="{kind, …}; domain/alerts.py"),
+    sa.Column("only_changes", sa.Boolean, nullable=False),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("secret", sa.Text, nullable=False, comment="signs, so it cannot be a hash; never shown again"),
+    sa.Column("enabled", sa.Boolean, nullable=False),
+    sa.Column("problem", sa.Text, comment="why it was switched off, or could not be judged last"),
+    _created(),
+)
+sa.Index("ix_alert_rules_newest", alert_rules.c.created_at.desc(), alert_rules.c.id.desc())
+
+alert_evaluations = sa.Table(
+    "alert_evaluations",
+    metadata,
+    # Written with the success itself, deleted with the deliveries that follow from it: what is here is to be done.
+    sa.Column("forecast_id", UUID, sa.ForeignKey("forecasts.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("family", UUID, nullable=False, comment="the first version of the dataset: judged one after the other"),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0", comment="fence: one per claim"),
+    sa.Column("due_at", Time, nullable=False, server_default=sa.func.now()),
+    sa.Column("position", sa.BigInteger, sa.Identity(always=True), nullable=False, unique=True),
+    _created(),
+)
+
+alert_states = sa.Table(
+    "alert_states",
+    metadata,
+    sa.Column("rule_id", UUID, sa.ForeignKey("alert_rules.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("family", UUID, primary_key=True),
+    sa.Column("metric", sa.Text, primary_key=True),
+    sa.Column("servers", JSONB, nullable=False, comment="server that meets the rule → since when"),
+    sa.Column("forecast_id", UUID, nullable=False, comment="the one that was judged last"),
+)
+
+alert_deliveries = sa.Table(
+    "alert_deliveries",
+    metadata,
+    sa.Column("id", UUID, primary_key=True, comment="the webhook-id: the same for each attempt"),
+    sa.Column("rule_id", UUID, sa.ForeignKey("alert_rules.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("forecast_id", UUID, comment="null: a test; no foreign key, for it outlives the forecast"),
+    sa.Column("body", sa.Text, nullable=False, comment="what is signed and sent, to the byte"),
+    sa.Column("status", sa.Text, nullable=False, comment="pending, delivered or failed"),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("last_status", sa.Integer, comment="HTTP status of the last attempt"),
+    sa.Column("last_error", sa.Text, comment="why the last attempt did not deliver"),
+    sa.Column("due_at", Time, nullable=False, server_default=sa.func.now()),
+    _created(),
+    sa.Column("finished_at", Time),
+    sa.UniqueConstraint("rule_id", "forecast_id"),
+    sa.CheckConstraint("status IN ('pending', 'delivered', 'failed')", name="status"),
+)
+sa.Index("ix_alert_deliveries_newest", alert_deliveries.c.created_at.desc(), alert_deliveries.c.id.desc())
+sa.Index(
+    "ix_alert_deliveries_due", alert_deliveries.c.due_at, postgresql_where=alert_deliveries.c.status == "pending"
 )
 
 ledger = sa.Table(
