@@ -21,6 +21,8 @@ HeadroomError
 │   │   ├── UnknownField        422 unknown-field
 │   │   ├── IdempotencyMismatch 422 idempotency-mismatch
 │   │   ├── ThresholdRequired   422 threshold-required
+│   │   ├── CapacityRequired    422 capacity-required
+│   │   ├── WebhookAddress      422 webhook-address
 │   │   └── WorkLimit           422 work-limit
 │   └── QueueFull               429 queue-full
 ├── Unavailable                 503 unavailable: a part we need is away; try again
@@ -150,6 +152,14 @@ class IdempotencyMismatch(Invalid):
 
 class ThresholdRequired(Invalid):
     slug, title = "threshold-required", "A threshold is required"
+
+
+class WebhookAddress(Invalid):
+    slug, title = "webhook-address", "Nothing is sent to this address"
+
+
+class CapacityRequired(Invalid):
+    slug, title = "capacity-required", "The capacity of the servers is required"
 
 
 class WorkLimit(Invalid):

@@ -8,7 +8,20 @@ from fastapi import Depends, FastAPI
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 
-from app.api import auth, by_hand, costs, datasets, explanations, forecasts, health, history, problems, reference, risk
+from app.api import (
+    alerts,
+    auth,
+    by_hand,
+    costs,
+    datasets,
+    explanations,
+    forecasts,
+    health,
+    history,
+    problems,
+    reference,
+    risk,
+)
 from app.api.edge import Edge
 from app.api.measures import Measures
 from app.api.strict import declared_queries, strictly
@@ -25,6 +38,7 @@ ROUTERS = (
     explanations.router,
     by_hand.router,
     risk.router,
+    alerts.router,
     costs.router,
     auth.router,
     health.router,

@@ -28,7 +28,9 @@ class Settings(BaseSettings):
         None, validation_alias="DATABASE_URL", description="PostgreSQL 15+; without it the embedded one is started"
     )
     compute_url: str | None = Field(
-        None, validation_alias="COMPUTE_URL", description="a Dask scheduler, whose nodes fit; without it processes here do"
+        None,
+        validation_alias="COMPUTE_URL",
+        description="a Dask scheduler, whose nodes fit; without it processes here do",
     )
     compute_processes: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="child processes for fits"
@@ -51,7 +53,9 @@ class Settings(BaseSettings):
     canvas_keep_days: float = Field(30.0, ge=0, description="how long a trained model stays, to be used again")
     canvas_sweep_seconds: float = Field(60.0, gt=0, description="between two searches of AWS for stray jobs")
     kms_key: str | None = Field(None, description="KMS key for what SageMaker writes and for its volumes")
-    subnets: str = Field("", description="private network of the jobs, comma-separated; with `HEADROOM_SECURITY_GROUPS`")
+    subnets: str = Field(
+        "", description="private network of the jobs, comma-separated; with `HEADROOM_SECURITY_GROUPS`"
+    )
     security_groups: str = Field("", description="security groups of the jobs, comma-separated")
     role_arn: str | None = Field(None, description="execution role that SageMaker assumes")
     store: Literal["folder", "s3"] = Field("folder", description="where the history files are kept")
@@ -70,16 +74,17 @@ class Settings(BaseSettings):
     level_very_high: float = Field(90.0, description="risk level `very_high` above this max p90")
     level_high: float = Field(80.0, description="risk level `high` above this max p90")
     level_underutilized: float = Field(40.0, description="risk level `underutilized` below this mean p50")
-    max_upload_mb: int = Field(2048, ge=1, description="largest upload, compressed or not")
-    max_columns: int = Field(1000, ge=3, description="most columns of an upload")
-    max_cells: int = Field(400_000_000, ge=1, description="most rows × metrics of an upload")
-    work_limit: int = Field(200_000_000, ge=1, description="most servers × horizon × models × quantiles of a forecast")
     lead_time_days: float = Field(
         30.0, ge=0, le=36_500, description="days from an order to the room it brings, of servers that name none"
     )
     headroom_buffer_pct: float = Field(
         0.0, ge=0, le=100, description="points of headroom kept back from what counts as usable"
     )
+    max_upload_mb: int = Field(2048, ge=1, description="largest upload, compressed or not")
+    max_columns: int = Field(1000, ge=3, description="most columns of an upload")
+    max_cells: int = Field(400_000_000, ge=1, description="most rows × metrics of an upload")
+    work_limit: int = Field(200_000_000, ge=1, description="most servers × horizon × models × quantiles of a forecast")
+    webhook_allow: str = Field("", description="private hosts and networks that alerts may be sent to, comma-separated")
     queue_limit: int = Field(10_000, ge=1, description="most runs that may wait")
     lease_seconds: int = Field(30, ge=1, description="a run whose worker is silent this long is taken over")
     max_attempts: int = Field(3, ge=1, description="crashes of a worker on one run before it is given up")

@@ -14,6 +14,7 @@ from app.domain.risk import Levels
 from app.domain.run import RunError
 from app.errors import CannotStart
 from app.services.accuracy import Accuracies
+from app.services.alerts import Alerts
 from app.services.answers import Answers
 from app.services.aws_check import AwsCheck, Setup
 from app.services.by_hand import ByHand
@@ -30,7 +31,9 @@ from app.services.janitor import Janitor
 from app.services.keys import Keys
 from app.services.placing import Elsewhere, Here
 from app.services.risk import RiskService
+from app.services.rollups import RollupService
 from app.services.runs import Policy, Runs
+from app.services.webhooks import Allowed, Webhooks
 from app.settings import Settings
 from app.storage.artifacts import FolderStore, Store
 from app.storage.database import Database
@@ -57,10 +60,12 @@ class Services:
     answers: Answers
     accuracy: Accuracies
     comparisons: Comparisons
+    rollups: RollupService
     explanations: Explanations
     runs: Runs
     by_hand: ByHand
     risk: RiskService
+    alerts: Alerts
     costs: Costs
     keys: Keys
     health: Health
@@ -152,10 +157,12 @@ def _services(
         answers=answers,
         accuracy=Accuracies(database, forecasts, results, store, compute),
         comparisons=Comparisons(database, results),
+        rollups=RollupService(fleets),
         explanations=Explanations(database, answers, store, compute, settings.country, settings.outlier_z),
         runs=Runs(database, queue, store, compute, place, canvas, janitor, work, _policy(settings)),
         by_hand=ByHand(database, store, compute, settings.country, settings.chunk_seconds),
         risk=RiskService(database, fleets, country=settings.country, planning=_planning(settings)),
+        alerts=Alerts(database, fleets, Webhooks(Allowed.of(_listed(settings.webhook_allow)))),
         costs=Costs(database, _terms(settings)),
         keys=Keys(KeyRows(database.engine)),
         health=Health(Vitals(database.engine), store.check),

@@ -1,4 +1,5 @@
-"""The worker: Procrastinate hands it ticks, it carries runs; a reconciler re-defers what nobody ticked.
+"""The worker: Procrastinate hands it ticks, it carries runs; a reconciler re-defers what nobody ticked. Beside them
+alerts are judged and delivered.
 
 On SIGTERM or Ctrl-C it takes no more, hands back what it has, and ends within seconds.
 """
@@ -6,6 +7,7 @@ On SIGTERM or Ctrl-C it takes no more, hands back what it has, and ends within s
 import asyncio
 import logging
 import signal
+from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 from procrastinate import App, exceptions
@@ -23,6 +25,12 @@ log = logging.getLogger(__name__)
 GRACE = 2.0
 """Seconds that runs have to end by themselves once the worker stops; then they are handed back."""
 
+DELIVERIES_AT_ONCE = 4
+"""A receiver that is slow holds up one of them."""
+
+ALERTS_EVERY = 1.0
+"""Seconds between two looks for alerts, where there were none."""
+
 RUNS_AT_ONCE = 8
 """Runs carried side by side; their pieces share the child processes."""
 
@@ -39,12 +47,20 @@ async def work(settings: Settings) -> None:
         async def tick(run_id: str) -> None:
             await services.runs.tick(UUID(run_id))
 
-        reconciling = asyncio.create_task(_reconcile(app, services.runs, settings.lease_seconds / 3))
+        alerts = services.alerts
+        reconciling = [
+            asyncio.create_task(_reconcile(app, services.runs, settings.lease_seconds / 3)),
+            asyncio.create_task(_drain(alerts.evaluate, ALERTS_EVERY)),
+            *(asyncio.create_task(_drain(alerts.deliver, ALERTS_EVERY)) for _ in range(DELIVERIES_AT_ONCE)),
+            asyncio.create_task(_drain(alerts.forget, 3_600)),
+        ]
         try:
             while not stopping.is_set():
                 await _carry(app, stopping)
         finally:
-            reconciling.cancel()
+            for task in reconciling:
+                task.cancel()
+            await asyncio.gather(*reconciling, return_exceptions=True)
 
 
 async def _carry(app: App, stopping: asyncio.Event) -> None:
@@ -83,4 +99,18 @@ async def _reconcile(app: App, runs: Runs, every: float) -> None:
                 log.exception("reconciling failed by a fault of ours; trying again")
             else:
                 log.warning("the database is away (%s); reconciling later", type(error).__name__)
+        await asyncio.sleep(every)
+
+
+async def _drain(one: Callable[[], Awaitable[bool]], every: float) -> None:
+    """One after the other for as long as there are any; then look again after a while."""
+    while True:
+        try:
+            while await one():
+                pass
+        except Exception as error:
+            if classify(error) is None:
+                log.exception("alerts failed by a fault of ours; trying again")
+            else:
+                log.warning("the database is away (%s); alerts wait", type(error).__name__)
         await asyncio.sleep(every)

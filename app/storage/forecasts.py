@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.forecast import Forecast, ForecastRequest, ForecastStatus, rank, status_of
 from app.domain.run import Run, RunStatus
+from app.storage import alerts
 from app.storage import runs as stored_runs
 from app.storage.tables import forecasts, idempotency_keys, runs
 
@@ -98,6 +99,8 @@ async def settle(connection: AsyncConnection, forecast_id: UUID, warnings: Seque
             if run.status in (RunStatus.FAILED, RunStatus.CANCELLED)
         ]
     await connection.execute(sa.update(forecasts).where(forecasts.c.id == forecast_id).values(warnings=said, **values))
+    if status == ForecastStatus.SUCCEEDED:
+        await alerts.forecast_succeeded(connection, forecast_id)
 
 
 async def hold(connection: AsyncConnection, forecast_id: UUID) -> Forecast | None:
@@ -118,6 +121,8 @@ async def settle_again(connection: AsyncConnection, forecast: Forecast, model: s
         if forecast.status != status:
             values["finished_at"] = sa.func.now()
     await connection.execute(sa.update(forecasts).where(forecasts.c.id == forecast.id).values(**values))
+    if status == ForecastStatus.SUCCEEDED != forecast.status:
+        await alerts.forecast_succeeded(connection, forecast.id)
 
 
 async def delete(connection: AsyncConnection, forecast_id: UUID) -> bool:

@@ -232,7 +232,7 @@ alert_rules = sa.Table(
     sa.Column("where", JSONB, nullable=False, comment="attribute → the values of it that pass"),
     sa.Column("threshold", sa.Float, comment="null: each server's own"),
     sa.Column("model", sa.Text, comment="null: the best of each forecast"),
-    sa.Column("condition", JSONB, nullable=False, comment="{kind, …}; domain/alerts.py"),
+    sa.Column("condition", JSONB, nullable=False, comment="as it was asked for; domain/alerts.py"),
     sa.Column("only_changes", sa.Boolean, nullable=False),
     sa.Column("url", sa.Text, nullable=False),
     sa.Column("secret", sa.Text, nullable=False, comment="signs, so it cannot be a hash; never shown again"),

@@ -140,6 +140,12 @@ class World:
                 media_type, example, _ = next(bodies(OPERATIONS["POST /datasets"]))
                 first = await self._client.request("POST", "/datasets", **sending(media_type, example))
                 return self._base | {"forecast_id": await self.forecast(first.json()["id"], horizon=5)}
+            case _, path if path.startswith("/alerts/rules"):
+                # An address of the internet that needs no name resolved; nothing is sent, for no worker runs.
+                reachable = {"url": "https://1.1.1.1/headroom"}
+                rule = {"name": "one", "condition": {"level_at_least": "high"}, **reachable}
+                made = await self._client.post("/alerts/rules", json=rule)
+                return self._base | reachable | {"rule_id": made.json()["id"]}
             case "POST", "/datasets/{dataset_id}/versions":
                 media_type, example, _ = next(bodies(OPERATIONS["POST /datasets"]))
                 first = await self._client.request("POST", "/datasets", **sending(media_type, example))
