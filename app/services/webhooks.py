@@ -18,7 +18,7 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -33,7 +33,7 @@ MAX_URL = 2_000
 MAX_BODY = 256 << 10
 
 _LIMITS = httpx.Timeout(10.0, connect=3.0)
-_AT_MOST = 20.0
+AT_MOST = 20.0
 """Seconds for one attempt in all: a receiver that trickles its answer does not hold a sender."""
 
 _ADDRESSES_TRIED = 2
@@ -45,6 +45,8 @@ _OF_A_CLOUD = frozenset({ipaddress.ip_address("168.63.129.16")})
 """Global by its number, yet inside a provider's network: the host agent of Azure."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+"""The addresses of a host, in the order to try them. Raises OSError where it has none."""
 
 
 class Refused(Exception):
@@ -121,14 +123,16 @@ def signature(secret: str, webhook_id: str, timestamp: int, body: bytes) -> str:
 class Webhooks:
     """The one way out of this service to addresses that callers name."""
 
-    def __init__(self, allowed: Allowed) -> None:
+    def __init__(self, allowed: Allowed, *, resolve: Resolve | None = None, at_most: float = AT_MOST) -> None:
         self._allowed = allowed
+        self._resolve = resolve or _resolved
+        self._at_most = at_most
         self._trusted: ssl.SSLContext | None = None
 
     async def check(self, url: str) -> None:
         """Raises WebhookAddress for a URL that nothing would be sent to."""
         try:
-            async with asyncio.timeout(_AT_MOST):
+            async with asyncio.timeout(self._at_most):
                 await self._places(_parsed(url))
         except (Refused, TimeoutError) as error:
             refused = error if isinstance(error, Refused) else "the name of the host was not resolved in time"
@@ -147,12 +151,12 @@ class Webhooks:
             "webhook-signature": signature(secret, webhook_id, now, body),
         }
         try:
-            async with asyncio.timeout(_AT_MOST):
+            async with asyncio.timeout(self._at_most):
                 return await self._sent(url, headers, body)
         except Refused as refused:
             return Outcome(None, str(refused))
         except TimeoutError:
-            return Outcome(None, f"no answer within {_AT_MOST:g} s")
+            return Outcome(None, f"no answer within {self._at_most:g} s")
         except httpx.TimeoutException as error:
             return Outcome(None, f"timed out ({type(error).__name__})")
         except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError) as error:
@@ -191,10 +195,10 @@ class Webhooks:
         host = _plain(url.host)
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = await self._resolve(host, port)
         except (OSError, UnicodeError):
             raise Refused(f"the host {host!r} has no address") from None
-        addresses = list(dict.fromkeys(ipaddress.ip_address(entry[4][0]) for entry in found))
+        addresses = list(dict.fromkeys(map(ipaddress.ip_address, found)))
         if not addresses:
             raise Refused(f"the host {host!r} has no address")
         for address in addresses:
@@ -212,6 +216,12 @@ class Webhooks:
         if self._trusted is None:
             self._trusted = httpx.create_ssl_context()
         return self._trusted
+
+
+async def _resolved(host: str, port: int) -> Sequence[str]:
+    """As the system does, which also reads numbers in other forms: 127.1, 0x7f000001, 2130706433."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found]
 
 
 def is_public(address: Address) -> bool:
@@ -245,6 +255,8 @@ def _parsed(url: str) -> httpx.URL:
         raise Refused("the URL must not hold a user name or a password")
     if not parsed.host:
         raise Refused("the URL names no host")
+    if parsed.port is not None and not 0 < parsed.port < 1 << 16:
+        raise Refused("the URL names no port that there is")
     if parsed.fragment:
         raise Refused("the URL must not hold a #fragment")
     return parsed
