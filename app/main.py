@@ -21,6 +21,7 @@ from app.api import (
     problems,
     reference,
     risk,
+    risk_rollups,
 )
 from app.api.edge import Edge
 from app.api.measures import Measures
@@ -38,6 +39,7 @@ ROUTERS = (
     explanations.router,
     by_hand.router,
     risk.router,
+    risk_rollups.router,
     alerts.router,
     costs.router,
     auth.router,

@@ -1,6 +1,6 @@
 """The risk answer over HTTP: which server runs out of room, when, and how sure that is (formulas: docs/risk.md).
 
-What is asked of whole groups, of what-if and of two forecasts stands beside it: rollups, scenarios, risk_diff.
+Totals of groups stand beside it (risk_rollups.py), and what the routes have in common (risk_models.py).
 """
 
 from typing import Annotated

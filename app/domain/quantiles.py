@@ -66,6 +66,18 @@ def interpolate(values: Array, levels: Sequence[float], wanted: Sequence[float])
     return np.maximum.accumulate(between, axis=-1)
 
 
+def mixing(levels: Sequence[float], wanted: Sequence[float] | Array) -> Array:
+    """`interpolate` as a matrix (levels, wanted), for ascending values: values @ mixing are the quantiles at `wanted`."""
+    known, at = normal_scores(levels), normal_scores(wanted)
+    left = np.clip(np.searchsorted(known, at, side="right") - 1, 0, len(known) - 2)
+    share = (at - known[left]) / (known[left + 1] - known[left])
+    column = np.arange(len(at))
+    found = np.zeros((len(known), len(at)))
+    found[left, column] = 1.0 - share
+    found[left + 1, column] = share
+    return found
+
+
 def cdf(values: Array, levels: Sequence[float], x: Array, lower: Array | float, upper: Array | float) -> Array:
     """P(Y ≤ x), the inverse of `interpolate`: quantiles (…, levels) and x (…) → (…), broadcast against each other.
 

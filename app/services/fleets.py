@@ -147,8 +147,8 @@ class Fleets:
         self._database = database
         self._results = results
         self.levels = levels
-        self._fleets: _Recent[UUID, Fleet] = _Recent(_FLEETS_KEPT)
-        self._answers: _Recent[tuple[UUID, Limits], Judged] = _Recent(_ANSWERS_KEPT)
+        self._fleets: Recent[UUID, Fleet] = Recent(_FLEETS_KEPT)
+        self._answers: Recent[tuple[UUID, Limits], Judged] = Recent(_ANSWERS_KEPT)
 
     async def of(self, question: Question) -> Fleet:
         """Raises NotFound, ForecastNotReady, NoResults, Invalid (a model or a metric that the forecast lacks)."""
@@ -293,7 +293,7 @@ def _positive(value: str | float | None) -> float | None:
     return float(value) if isinstance(value, int | float) and _SMALLEST <= value <= _LARGEST else None
 
 
-class _Recent(Generic[K, V]):
+class Recent(Generic[K, V]):
     """The last few values made; whoever asks for one that is being made waits for it."""
 
     def __init__(self, size: int) -> None:

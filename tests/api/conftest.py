@@ -17,6 +17,8 @@ from fastapi import FastAPI
 
 from app.main import create_app
 from app.settings import Settings
+from app.storage.database import Database
+from tests.api.risk_world import World
 
 BASE = "http://127.0.0.1:8000"
 
@@ -39,6 +41,15 @@ async def client(api: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """A caller on this machine, without a key."""
     async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url=BASE) as client:
         yield client
+
+
+@pytest.fixture
+async def world(settings: Settings) -> AsyncIterator[World]:
+    """For tests that bring their own results."""
+    assert settings.database_url
+    database = Database(settings.database_url)
+    yield World(database)
+    await database.close()
 
 
 @pytest.fixture
