@@ -170,7 +170,7 @@ def _days_over(k: int, of: int, quantile: float, outlook: Outlook, thresholds: A
     over = quantiles.single(values) > quantiles.single(thresholds)[:, None]
     per_day = outlook.frequency.per_day
     whole = np.pad(over, ((0, 0), (0, -outlook.horizon % per_day)))
-    days = whole.reshape(len(over), -1, per_day).any(axis=2)
+    days = whole.reshape(len(over), whole.shape[1] // per_day, per_day).any(axis=2)
     ends = np.pad(days, ((0, 0), (0, of - 1)))  # a stretch may reach beyond the horizon, where nothing is over
     return np.asarray((sliding_window_view(ends, of, axis=1).sum(axis=2) >= k).any(axis=1))
 
