@@ -2,9 +2,10 @@
 
 A template holds, for each of M paths and each step, the rank of that path among the M. Every rank occurs once
 per step, so every step keeps its own marginal exactly, and only the order, hence the dependence between steps,
-comes from the template (the Schaake shuffle: Clark et al., J. Hydrometeorology 5, 2004). The order is that of
-whole residual trajectories of back-tested forecasts. Values are never sampled here: a path breaches at a step
-when its rank lies above the share of the marginal below the threshold, and sets of paths are bit masks.
+comes from the template (a Gaussian copula, in the form of the Schaake shuffle: Clark et al., J. Hydrometeorology 5,
+2004). The order is that of a Gaussian AR(1), as persistent as the errors of the back-tests show, shrunk towards
+strong persistence where they are few. Values are never sampled here: a path breaches at a step when its rank lies
+above the share of the marginal below the threshold, and sets of paths are bit masks.
 
 It leaves out the marginals (quantiles.py) and what follows from a breach (risk.py).
 """
@@ -23,14 +24,15 @@ Masks = NDArray[np.uint64]
 PATHS = 256
 """Paths of a template: probabilities come in steps of 1/256."""
 
-FEWEST = 20
-"""With fewer residual trajectories than this the order is autoregressive."""
-
 FILLED = 2 / 3
-"""A trajectory counts when at least this share of its steps is known; the rest is interpolated within it."""
+"""A trajectory of scores counts when at least this share of its steps is known."""
 
-CORRELATION = 0.9
-"""Correlation of neighbouring steps where there are no residuals to estimate it from."""
+MEMORY = 0.5
+"""Without back-tests, the correlation of two steps falls to 1/e over this share of the horizon."""
+
+PRIOR_WINDOWS = 3.0
+"""Back-test windows that `MEMORY` counts as. The errors of a fleet go together, so that a window is hardly more than
+one observation of how they persist, and a persistence that is taken too low promises a breach to almost everyone."""
 
 _WORD = 64
 
@@ -93,28 +95,25 @@ class Template:
 def template(
     normal_scores: Array, horizon: int, paths: int = PATHS, seed: int = 0, as_of: Times | None = None
 ) -> Template:
-    """The order of `paths` paths, learnt from normal scores (windows, servers, horizon), NaN where missing.
+    """The order of `paths` paths, learnt from normal scores (windows, servers, steps), NaN where missing.
 
-    A normal score is Φ⁻¹ of the level at which a past value fell in its calibrated out-of-sample forecast.
-    Each trajectory is one (window, server). All are used equally often, as far as the numbers allow; where
-    trajectories tie, the seed orders them, the same way at each step. Below `FEWEST` trajectories the order is
-    that of a Gaussian AR(1), its correlation estimated from the scores where they hold enough neighbours. Servers are
-    compared with those of the same `as_of` (servers,) only, whose steps are the same dates.
+    A normal score is Φ⁻¹ of the level at which a past value fell in its out-of-sample forecast. How they persist is
+    told by the share of their size that is common to a whole trajectory (`persistence`), which has been measured to
+    be nearer to what breaches depend on than the correlation of neighbours; the order is that of the AR(1) with the
+    same share. Servers are compared with those of the same `as_of` (servers,) only, whose steps are the same dates.
     """
-    random = np.random.default_rng(seed)
+    steps = normal_scores.shape[-1]
+    shares = persistence(normal_scores)
+    prior = _share(np.array([_usual(horizon)]), steps)[0]
+    share = (shares.sum() + PRIOR_WINDOWS * prior) / (len(shares) + PRIOR_WINDOWS)
     between = _between(normal_scores, as_of)
-    scores = normal_scores.reshape(-1, normal_scores.shape[-1])[:, :horizon]
-    known = np.isfinite(scores)
-    whole = known.mean(axis=1) >= FILLED if scores.shape[1] == horizon else np.zeros(len(scores), dtype=np.bool_)
-    if whole.sum() < FEWEST:
-        return replace(autoregressive(horizon, _correlation(scores), paths, seed), between=between)
-    trajectories = scores[whole]
-    chosen = np.concatenate([random.permutation(len(trajectories)) for _ in range(-(-paths // len(trajectories)))])
-    return Template(_ranks(_filled(trajectories[chosen[:paths]]), random), "residuals", between)
+    return replace(autoregressive(horizon, _correlation(share, steps), paths, seed), between=between)
 
 
-def autoregressive(horizon: int, correlation: float = CORRELATION, paths: int = PATHS, seed: int = 0) -> Template:
+def autoregressive(horizon: int, correlation: float | None = None, paths: int = PATHS, seed: int = 0) -> Template:
     """The order of a stationary Gaussian AR(1): neighbouring steps correlate by `correlation`, in [0, 1]."""
+    if correlation is None:
+        correlation = _usual(horizon)
     random = np.random.default_rng(seed)
     noise = random.standard_normal((paths, horizon))
     path = np.empty_like(noise)
@@ -122,7 +121,40 @@ def autoregressive(horizon: int, correlation: float = CORRELATION, paths: int = 
     fresh = np.sqrt(1.0 - correlation**2)
     for step in range(1, horizon):
         path[:, step] = correlation * path[:, step - 1] + fresh * noise[:, step]
-    return Template(_ranks(path, random), f"autoregressive, correlation {correlation:.2f}")
+    return Template(_ranks(path, random), f"autoregressive, correlation {correlation:.3f}")
+
+
+def persistence(normal_scores: Array) -> Array:
+    """Of each window that has scores, Σ (mean score of a server)² / Σ mean of its scores squared: (windows,), 0 … 1.
+
+    1 when errors stay what they are from the first step to the last, 1/steps when each is drawn anew.
+    """
+    tame = np.clip(normal_scores, -4.0, 4.0)
+    known = np.isfinite(tame)
+    count = known.sum(axis=2)
+    used = (count > 0) & (count >= FILLED * tame.shape[2])
+    steps = np.maximum(count, 1)
+    common = np.where(used, (np.where(known, tame, 0.0).sum(axis=2) / steps) ** 2, 0.0).sum(axis=1)
+    size = np.where(used, np.where(known, tame**2, 0.0).sum(axis=2) / steps, 0.0).sum(axis=1)
+    return np.asarray(common[size > 0] / size[size > 0])
+
+
+def _usual(horizon: int) -> float:
+    return float(np.exp(-1.0 / (MEMORY * horizon)))
+
+
+def _share(correlation: Array, steps: int) -> Array:
+    """The `persistence` of an AR(1): the variance of the mean of so many steps, in units of that of one step."""
+    lags = np.arange(1, steps)
+    together = ((1 - lags / steps) * correlation[:, None] ** lags).sum(axis=1)
+    return np.asarray((1 + 2 * together) / steps)
+
+
+def _correlation(share: float, steps: int) -> float:
+    """The AR(1) of that persistence; the usual one where a single step tells nothing."""
+    memories = np.geomspace(0.1, 100.0 * max(steps, 1), 400)
+    correlations = np.exp(-1.0 / memories)
+    return float(np.interp(share, _share(correlations, steps), correlations)) if steps > 1 else _usual(steps)
 
 
 def _ranks(trajectories: Array, random: np.random.Generator) -> Ranks:
@@ -132,26 +164,6 @@ def _ranks(trajectories: Array, random: np.random.Generator) -> Ranks:
     ranks = np.empty(order.shape, dtype=np.uint16)
     np.put_along_axis(ranks, order, np.arange(len(order), dtype=np.uint16)[:, None], axis=0)
     return ranks
-
-
-def _filled(trajectories: Array) -> Array:
-    """Missing steps on the straight line between their neighbours; at an end, as the nearest known step."""
-    filled = trajectories.copy()
-    steps = np.arange(trajectories.shape[1])
-    for row in np.flatnonzero(np.isnan(trajectories).any(axis=1)):
-        known = np.isfinite(trajectories[row])
-        filled[row] = np.interp(steps, steps[known], trajectories[row, known])
-    return filled
-
-
-def _correlation(scores: Array) -> float:
-    """Lag-one autocorrelation of the scores, pooled over trajectories; `CORRELATION` below 50 neighbouring pairs."""
-    tame = np.clip(scores, -4.0, 4.0)
-    before, after = tame[:, :-1].ravel(), tame[:, 1:].ravel()
-    both = np.isfinite(before) & np.isfinite(after)
-    if both.sum() < 50 or before[both].std() == 0 or after[both].std() == 0:
-        return CORRELATION
-    return float(np.clip(np.corrcoef(before[both], after[both])[0, 1], 0.0, 0.99))
 
 
 def _between(normal_scores: Array, as_of: Times | None) -> float | None:
