@@ -80,6 +80,13 @@ class Settings(BaseSettings):
     headroom_buffer_pct: float = Field(
         0.0, ge=0, le=100, description="points of headroom kept back from what counts as usable"
     )
+    epsilon: float = Field(
+        0.05, gt=0, le=0.5, description="breach probability that a recommended size may have, on each metric"
+    )
+    downsize_halvings: int = Field(2, ge=1, le=6, description="how often a recommended size may be half of the last")
+    server_usd_per_month: float = Field(
+        100.0, ge=0, le=10_000_000, description="price of a server whose dataset has no `usd_per_month` or `cost`"
+    )
     max_upload_mb: int = Field(2048, ge=1, description="largest upload, compressed or not")
     max_columns: int = Field(1000, ge=3, description="most columns of an upload")
     max_cells: int = Field(400_000_000, ge=1, description="most rows × metrics of an upload")

@@ -10,6 +10,7 @@ from app.aws.sagemaker import RealSageMaker
 from app.canvas.requests import ALGORITHMS
 from app.compute import Compute, Nodes, Processes
 from app.domain.cost import LIST_PRICES, Assumptions, PriceTable, microdollars
+from app.domain.rightsizing import Rules
 from app.domain.risk import Levels
 from app.domain.run import RunError
 from app.errors import CannotStart
@@ -30,6 +31,8 @@ from app.services.health import Health
 from app.services.janitor import Janitor
 from app.services.keys import Keys
 from app.services.placing import Elsewhere, Here
+from app.services.profiles import ProfileService
+from app.services.recommendations import Defaults, Recommendations
 from app.services.risk import RiskService
 from app.services.rollups import RollupService
 from app.services.runs import Policy, Runs
@@ -62,6 +65,8 @@ class Services:
     comparisons: Comparisons
     rollups: RollupService
     explanations: Explanations
+    profiles: ProfileService
+    recommendations: Recommendations
     runs: Runs
     by_hand: ByHand
     risk: RiskService
@@ -134,6 +139,7 @@ def _services(
     fleets = Fleets(database, results, _levels(settings))
     aws = _aws(settings)
     canvas = Canvas(
+    profiles = ProfileService(database, fleets, store, compute)
         database,
         compute,
         aws.sagemaker if aws else None,
@@ -160,6 +166,8 @@ def _services(
         rollups=RollupService(fleets),
         explanations=Explanations(database, answers, store, compute, settings.country, settings.outlier_z),
         runs=Runs(database, queue, store, compute, place, canvas, janitor, work, _policy(settings)),
+        profiles=profiles,
+        recommendations=Recommendations(database, fleets, profiles, compute, _recommended(settings)),
         by_hand=ByHand(database, store, compute, settings.country, settings.chunk_seconds),
         risk=RiskService(database, fleets, country=settings.country, planning=_planning(settings)),
         alerts=Alerts(database, fleets, Webhooks(Allowed.of(_listed(settings.webhook_allow)))),
@@ -286,6 +294,11 @@ def _terms(settings: Settings) -> Terms:
 def _levels(settings: Settings) -> Levels:
     return Levels(
         very_high=settings.level_very_high, high=settings.level_high, underutilized=settings.level_underutilized
+def _recommended(settings: Settings) -> Defaults:
+    rules = Rules(settings.epsilon, settings.downsize_halvings, settings.level_underutilized)
+    return Defaults(rules, microdollars(settings.server_usd_per_month))
+
+
     )
 
 
