@@ -23,6 +23,7 @@ from app.api import (
     reference,
     risk,
     risk_rollups,
+    risk_scenarios,
 )
 from app.api.edge import Edge
 from app.api.measures import Measures
@@ -41,8 +42,9 @@ ROUTERS = (
     by_hand.router,
     risk.router,
     risk_rollups.router,
-    alerts.router,
+    risk_scenarios.router,
     recommendations.router,
+    alerts.router,
     costs.router,
     auth.router,
     health.router,

@@ -36,6 +36,7 @@ from app.services.recommendations import Defaults, Recommendations
 from app.services.risk import RiskService
 from app.services.rollups import RollupService
 from app.services.runs import Policy, Runs
+from app.services.scenarios import ScenarioService
 from app.services.webhooks import Allowed, Webhooks
 from app.settings import Settings
 from app.storage.artifacts import FolderStore, Store
@@ -64,9 +65,10 @@ class Services:
     accuracy: Accuracies
     comparisons: Comparisons
     rollups: RollupService
-    explanations: Explanations
+    scenarios: ScenarioService
     profiles: ProfileService
     recommendations: Recommendations
+    explanations: Explanations
     runs: Runs
     by_hand: ByHand
     risk: RiskService
@@ -137,9 +139,9 @@ def _services(
     place = Elsewhere(compute, nodes) if nodes else Here(compute)
     results = Results(database)
     fleets = Fleets(database, results, _levels(settings))
+    profiles = ProfileService(database, fleets, store, compute)
     aws = _aws(settings)
     canvas = Canvas(
-    profiles = ProfileService(database, fleets, store, compute)
         database,
         compute,
         aws.sagemaker if aws else None,
@@ -164,10 +166,11 @@ def _services(
         accuracy=Accuracies(database, forecasts, results, store, compute),
         comparisons=Comparisons(database, results),
         rollups=RollupService(fleets),
-        explanations=Explanations(database, answers, store, compute, settings.country, settings.outlier_z),
-        runs=Runs(database, queue, store, compute, place, canvas, janitor, work, _policy(settings)),
+        scenarios=ScenarioService(fleets, _planning(settings)),
         profiles=profiles,
         recommendations=Recommendations(database, fleets, profiles, compute, _recommended(settings)),
+        explanations=Explanations(database, answers, store, compute, settings.country, settings.outlier_z),
+        runs=Runs(database, queue, store, compute, place, canvas, janitor, work, _policy(settings)),
         by_hand=ByHand(database, store, compute, settings.country, settings.chunk_seconds),
         risk=RiskService(database, fleets, country=settings.country, planning=_planning(settings)),
         alerts=Alerts(database, fleets, Webhooks(Allowed.of(_listed(settings.webhook_allow)))),
@@ -291,14 +294,14 @@ def _terms(settings: Settings) -> Terms:
     return Terms(settings.paid_runs, microdollars(settings.monthly_budget_usd), prices, assumed)
 
 
-def _levels(settings: Settings) -> Levels:
-    return Levels(
-        very_high=settings.level_very_high, high=settings.level_high, underutilized=settings.level_underutilized
 def _recommended(settings: Settings) -> Defaults:
     rules = Rules(settings.epsilon, settings.downsize_halvings, settings.level_underutilized)
     return Defaults(rules, microdollars(settings.server_usd_per_month))
 
 
+def _levels(settings: Settings) -> Levels:
+    return Levels(
+        very_high=settings.level_very_high, high=settings.level_high, underutilized=settings.level_underutilized
     )
 
 

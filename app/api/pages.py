@@ -48,6 +48,11 @@ class Paging:
     cursor: str | None
     binding: str
 
+    def bound_to(self, body: object) -> "Paging":
+        """The same, of a list that a body asks for as well as the query."""
+        bound = self.binding.encode() + to_json(body)
+        return Paging(self.limit, self.cursor, hashlib.sha256(bound).hexdigest()[:16])
+
     def after(self, position: type[P]) -> P | None:
         """Sort key of the last row of the page before, as `position` (a tuple type); None on the first page.
 

@@ -206,6 +206,8 @@ def _within(body: Any, path: Sequence[str | int]) -> list[str | int]:
     kept: list[str | int] = []
     for part in path:
         match body, part:
+            case dict(), str() if part not in body and part in body.values():
+                continue  # the tag by which pydantic chose a branch
             case dict(), str():
                 body = body.get(part)
             case list(), int() if part < len(body):

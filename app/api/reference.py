@@ -84,6 +84,7 @@ ADVICE = {
     "validation": "Values are not valid; errors names each. Nothing was stored.",
     "unknown-field": "A field or parameter that does not exist. Nothing unknown is passed over in silence.",
     "idempotency-mismatch": "This Idempotency-Key belongs to another body. Use a fresh one for a new request.",
+    "capacity-required": "A share means nothing without what it is a share of: give each server its `capacity`.",
     "threshold-required": "Only percent metrics have a usual threshold. Say which one is meant.",
     "work-limit": "More work than one forecast may ask for. Split it by servers, models or horizon.",
     "queue-full": "Too many runs wait. Come back after Retry-After seconds.",

@@ -13,6 +13,7 @@ from app.api.pages import PagingParameters
 from app.api.problems import problems
 from app.api.risk_models import (
     RESPONSES,
+    SORT,
     ForecastId,
     GroupCounts,
     GroupThresholds,
@@ -57,14 +58,7 @@ async def list_servers(
     business_unit: Values = [],  # noqa: B006
     region: Values = [],  # noqa: B006
     criticality: Values = [],  # noqa: B006
-    sort: Annotated[
-        Sort,
-        Query(
-            description="`runway`: the shortest conservative one first, those without one by breach probability;"
-            " `breach_probability` and `max_p90`: the highest first; `server_id`: ascending.",
-            examples=["breach_probability"],
-        ),
-    ] = "runway",
+    sort: Annotated[Sort, SORT] = "runway",
 ) -> RiskPage:
     """Each server of a forecast against its threshold: runway, breach probability, peaks.
 

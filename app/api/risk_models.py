@@ -208,24 +208,28 @@ GroupThresholds = Annotated[
         examples=[["region:north:80"]],
     ),
 ]
-LeadTime = Annotated[
-    float | None,
-    Query(
-        ge=0,
-        le=36_500,
-        allow_inf_nan=False,
-        description="Days from an order to the room it brings, for all servers. By default each server's own attribute"
-        " `lead_time_days`, else a setting.",
-        examples=[45],
-    ),
-]
+_LEAD_TIME: dict[str, Any] = {
+    "ge": 0,
+    "le": 36_500,
+    "allow_inf_nan": False,
+    "description": "Days from an order to the room it brings, for all servers. By default each server's own attribute"
+    " `lead_time_days`, else a setting.",
+    "examples": [45],
+}
+LeadTime = Annotated[float | None, Query(**_LEAD_TIME)]
+LEAD_TIME = Field(default=None, **_LEAD_TIME)
+SORT = Query(
+    description="`runway`: the shortest conservative one first, those without one by breach probability;"
+    " `breach_probability` and `max_p90`: the highest first; `server_id`: ascending.",
+    examples=["breach_probability"],
+)
 Values = Annotated[list[str], Query(description="Only servers with one of these values.", examples=[["north"]])]
 
 RESPONSES = problems(BadCursor, NotFound, ForecastNotReady, NoResults, ThresholdRequired)
 """What a question to a forecast may be answered with instead."""
 
 
-def group_thresholds(written: Sequence[str]) -> tuple[GroupThreshold, ...]:
+def group_thresholds(written: Sequence[str], pointer: str = "?group_threshold") -> tuple[GroupThreshold, ...]:
     """Out of `attribute:value:threshold`; the value may hold colons. Raises Invalid."""
     found = []
     for one in written:
@@ -237,7 +241,7 @@ def group_thresholds(written: Sequence[str]) -> tuple[GroupThreshold, ...]:
             threshold = float("nan")
         if not (attribute and value and isfinite(threshold)):
             detail = f"{one!r} is not of the form attribute:value:threshold, such as criticality:high:80."
-            raise Invalid(detail, errors=[Complaint("?group_threshold", "group-threshold", detail)])
+            raise Invalid(detail, errors=[Complaint(pointer, "group-threshold", detail)])
         found.append(GroupThreshold(attribute, value, threshold))
     return tuple(found)
 

@@ -13,6 +13,7 @@ from typing import Literal
 from uuid import UUID
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.domain import risk
 from app.domain.dataset import Contents, Server, Unit
@@ -169,8 +170,8 @@ class RiskService:
             question = replace(question, forecast_id=after[0])
         fleet = await self._fleets.of(question)
         judged = await self._fleets.judged(fleet, question.limits)
-        chosen = partial(_chosen, fleet, judged.risk, filters, sort, after[1] if after else None, limit)
-        rows = await asyncio.to_thread(chosen)
+        start = after[1] if after else None
+        rows = await asyncio.to_thread(chosen, fleet, judged.risk, filters, sort, start, limit)
         shown = partial(_shown, fleet, judged, self._country, self._planning, question.lead_time_days)
         return Answer(
             fleet.forecast.id,
@@ -221,8 +222,8 @@ class RiskService:
             fleet.contents.frequency,
             judged.threshold,
             fleet.matrix.as_of.max(),
-            _count(None, judged.risk, np.arange(len(fleet.servers))),
-            [_count(name, judged.risk, np.array(rows[name])) for name in names],
+            count(None, judged.risk, np.arange(len(fleet.servers))),
+            [count(name, judged.risk, np.array(rows[name])) for name in names],
         )
 
     async def prospect(self, question: Question) -> Prospect:
@@ -239,7 +240,15 @@ class RiskService:
         )
 
 
-def _chosen(fleet: Fleet, found: Risk, filters: Filters, sort: Sort, after: str | None, limit: int) -> Rows:
+def chosen(
+    fleet: Fleet,
+    found: Risk,
+    filters: Filters,
+    sort: Sort,
+    after: str | None,
+    limit: int,
+    among: NDArray[np.bool_] | None = None,
+) -> Rows:
     """Rows of the page: sorted, then filtered, then from behind `after` on. Ties go by server_id, byte by byte."""
     match sort:
         case "runway":
@@ -250,7 +259,7 @@ def _chosen(fleet: Fleet, found: Risk, filters: Filters, sort: Sort, after: str 
             order = np.argsort(-found.max_p90, kind="stable")
         case "server_id":
             order = np.arange(len(fleet.servers))
-    passes = np.ones(len(fleet.servers), dtype=np.bool_)
+    passes = np.ones(len(fleet.servers), dtype=np.bool_) if among is None else among.copy()
     if filters.level:
         passes &= np.isin(found.level, filters.level)
     for name in ("business_unit", "region", "criticality"):
@@ -350,7 +359,7 @@ def _shift(fleet: Fleet, row: int) -> np.datetime64 | None:
     return None if shifted_at is None else _date(shifted_at[row])
 
 
-def _count(group: str | None, found: Risk, rows: Rows) -> GroupCount:
+def count(group: str | None, found: Risk, rows: Rows) -> GroupCount:
     levels = Counter(found.level[rows].tolist())
     return GroupCount(
         group, len(rows), int(found.risk_high[rows].sum()), {level: levels.get(level, 0) for level in risk.LEVELS}
