@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,13 @@ def fit(piece: Piece) -> Fitted:
 
 def history(piece: Piece) -> Panel:
     """What the fit may know, without the servers' bounds."""
-    return piece.source.panel(piece.servers).before(piece.window * piece.horizon)
+    return _read(piece.source, piece.servers).before(piece.window * piece.horizon)
+
+
+@lru_cache(maxsize=1)
+def _read(source: Source, servers: tuple[str, ...]) -> Panel:
+    """Kept for the next piece: most often the same servers before another window."""
+    return source.panel(servers)
 
 
 def predicted(piece: Piece, past: Panel) -> tuple[Values, Fitted]:
@@ -223,9 +230,7 @@ def judge_run(case: Case) -> Judged:
         members = forecaster.members(len(case.servers))
         combined = forecaster.combine({member: trial(member) for member in members})
         whole = combined.trial
-        weights = {
-            name: float(weight) for name, weight in zip(members, combined.weights.mean(axis=1), strict=True)
-        }
+        weights = {name: float(weight) for name, weight in zip(members, combined.weights.mean(axis=1), strict=True)}
         server_weights = combined.weights.T.astype(np.float32)
     else:
         whole = trial(case.model)

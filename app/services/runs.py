@@ -270,12 +270,12 @@ class Runs:
         return self._work / str(plan.forecast.id)
 
     def _pieces(self, plan: Plan, model: str) -> list[Piece]:
-        """The forecast first, then the windows from the newest."""
+        """Chunk by chunk, so that a child which has read the history of one finds it at hand for the next window."""
         size = forecasters.member(model).chunk or len(plan.servers)
         return [
             self._piece(plan, model, window, start, plan.servers[start : start + size])
-            for window in range(plan.windows + 1)
             for start in range(0, len(plan.servers), size)
+            for window in range(plan.windows + 1)
         ]
 
     def _piece(self, plan: Plan, model: str, window: int, start: int, servers: tuple[str, ...]) -> Piece:
