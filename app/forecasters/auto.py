@@ -42,13 +42,11 @@ class Auto:
         return tuple(member for member in PRIOR if member != SLOW or servers <= FEW)
 
     def weigh(self, trials: Mapping[str, Trial]) -> Array:
-        losses = np.array([_losses(trial, _possible(trial)) for trial in trials.values()])  # (members, W, servers)
-        prior = np.array([PRIOR[member] for member in trials])
-        return np.array([_weights(losses[:, w:], prior) for w in range(losses.shape[1] + 1)])
+        return _weighed(trials, [_possible(trial) for trial in trials.values()])
 
     def combine(self, trials: Mapping[str, Trial]) -> Combined:
-        weights = self.weigh(trials)
         made = [_possible(trial) for trial in trials.values()]
+        weights = _weighed(trials, made)
 
         def rehearse(w: int) -> Array:
             return _mixed(made, np.broadcast_to(weights[w], weights.shape))
@@ -73,6 +71,12 @@ def _mixed(made: Sequence[Array], weights: Array) -> Array:
 
 
 FORECASTER = Auto()
+
+
+def _weighed(trials: Mapping[str, Trial], made: Sequence[Array]) -> Array:
+    losses = np.array([_losses(*one) for one in zip(trials.values(), made, strict=True)])  # (members, W, servers)
+    prior = np.array([PRIOR[member] for member in trials])
+    return np.array([_weights(losses[:, w:], prior) for w in range(losses.shape[1] + 1)])
 
 
 def _possible(trial: Trial) -> Array:
