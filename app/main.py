@@ -22,6 +22,7 @@ from app.api import (
     recommendations,
     reference,
     risk,
+    risk_diff,
     risk_rollups,
     risk_scenarios,
 )
@@ -43,6 +44,7 @@ ROUTERS = (
     risk.router,
     risk_rollups.router,
     risk_scenarios.router,
+    risk_diff.router,
     recommendations.router,
     alerts.router,
     costs.router,

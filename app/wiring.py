@@ -34,6 +34,7 @@ from app.services.placing import Elsewhere, Here
 from app.services.profiles import ProfileService
 from app.services.recommendations import Defaults, Recommendations
 from app.services.risk import RiskService
+from app.services.risk_diff import DiffService
 from app.services.rollups import RollupService
 from app.services.runs import Policy, Runs
 from app.services.scenarios import ScenarioService
@@ -66,6 +67,7 @@ class Services:
     comparisons: Comparisons
     rollups: RollupService
     scenarios: ScenarioService
+    risk_diff: DiffService
     profiles: ProfileService
     recommendations: Recommendations
     explanations: Explanations
@@ -167,6 +169,7 @@ def _services(
         comparisons=Comparisons(database, results),
         rollups=RollupService(fleets),
         scenarios=ScenarioService(fleets, _planning(settings)),
+        risk_diff=DiffService(fleets),
         profiles=profiles,
         recommendations=Recommendations(database, fleets, profiles, compute, _recommended(settings)),
         explanations=Explanations(database, answers, store, compute, settings.country, settings.outlier_z),

@@ -67,7 +67,7 @@ def interpolate(values: Array, levels: Sequence[float], wanted: Sequence[float])
 
 
 def mixing(levels: Sequence[float], wanted: Sequence[float] | Array) -> Array:
-    """`interpolate` as a matrix (levels, wanted), for ascending values: values @ mixing are the quantiles at `wanted`."""
+    """`interpolate` as a matrix (levels, wanted): for ascending values, values @ mixing are those quantiles."""
     known, at = normal_scores(levels), normal_scores(wanted)
     left = np.clip(np.searchsorted(known, at, side="right") - 1, 0, len(known) - 2)
     share = (at - known[left]) / (known[left + 1] - known[left])

@@ -6,7 +6,7 @@ It leaves out where quantiles, thresholds and attributes come from (services/ris
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,16 @@ class Outlook:
     def horizon(self) -> int:
         return int(self.values.shape[1])
 
+    def at(self, rows: slice | NDArray[np.intp]) -> "Outlook":
+        """Some of its servers."""
+        return replace(
+            self,
+            values=self.values[rows],
+            as_of=self.as_of[rows],
+            lower=self.lower[rows],
+            upper=self.upper[rows],
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Risk:
@@ -113,7 +123,7 @@ def assess(outlook: Outlook, thresholds: Array, template: Template, rules: Level
     """
     block = max(1, _CELLS // max(outlook.horizon, 1))
     parts = [
-        _assess(_rows(outlook, slice(start, start + block)), thresholds[start : start + block], template, rules)
+        _assess(outlook.at(slice(start, start + block)), thresholds[start : start + block], template, rules)
         for start in range(0, max(len(outlook), 1), block)
     ]
     return Risk(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Risk)})
@@ -198,18 +208,6 @@ def _assess(outlook: Outlook, thresholds: Array, template: Template, rules: Leve
         first_breach_p50=_dates(_first(breached_by >= 0.5 - _ROUNDING), outlook),
         headroom_pct=headroom,
         severity=_severity(values, outlook.levels, limit, lower, upper, 1.0 - below),
-    )
-
-
-def _rows(outlook: Outlook, rows: slice) -> Outlook:
-    return Outlook(
-        outlook.values[rows],
-        outlook.levels,
-        outlook.as_of[rows],
-        outlook.frequency,
-        outlook.unit,
-        outlook.lower[rows],
-        outlook.upper[rows],
     )
 
 

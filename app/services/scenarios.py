@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from app.domain import risk
 from app.domain.dataset import Unit
 from app.domain.panel import Array, Frequency, Times
-from app.domain.risk import Levels, Outlook, Risk
+from app.domain.risk import Levels, Risk
 from app.errors import CapacityRequired, Complaint, Invalid
 from app.services.fleets import (
     Fleet,
@@ -291,13 +291,11 @@ def _extend(fleet: Fleet, draft: _Draft, rows: Rows, change: Capacity, pointer: 
 
 def _judged_anew(fleet: Fleet, draft: _Draft, rows: Rows, levels: Levels) -> Risk:
     """Some rows of the draft, its values within the bounds of the metric: a maximum shrinks as utilisation does."""
-    whole = fleet.outlook()
-    values, upper = draft.values[rows], whole.upper[rows]
+    outlook = replace(fleet.outlook().at(rows), values=draft.values[rows])
     if fleet.unit is not Unit.ABSOLUTE:
         full = 100.0 if fleet.unit is Unit.PERCENT else 1.0
-        upper = np.maximum(full, upper / draft.room[rows])
-        values = np.clip(values, 0.0, upper[:, None, None])
-    outlook = Outlook(values, whole.levels, whole.as_of[rows], whole.frequency, whole.unit, whole.lower[rows], upper)
+        upper = np.maximum(full, outlook.upper / draft.room[rows])
+        outlook = replace(outlook, values=np.clip(outlook.values, 0.0, upper[:, None, None]), upper=upper)
     return risk.assess(outlook, draft.thresholds[rows], fleet.template, levels)
 
 
@@ -311,7 +309,7 @@ def _spliced(base: Risk, rows: Rows, anew: Risk) -> Risk:
 
 def _absent(values: Array | Times) -> Flags:
     """Where nothing happens within the horizon: NaN, NaT."""
-    return values != values
+    return np.asarray(values != values)
 
 
 def _world(thresholds: Array, found: Risk, kept: Flags) -> World:

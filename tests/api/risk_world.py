@@ -1,6 +1,7 @@
 """A database that holds datasets, forecasts and runs with results, as the tests of the risk answer say."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -119,14 +120,15 @@ class World:
                     )
                 )
                 if run_status == "succeeded":
-                    await results.write(connection, run, found or matrix(medians, shift=position))
+                    whole = found or matrix(medians)
+                    await results.write(connection, run, replace(whole, values=whole.values + position))
                     await results.write_template(connection, run, template or paths.autoregressive(HORIZON, 0.9))
         return new
 
 
-def matrix(medians: dict[str, float], shift: float = 0.0) -> ResultMatrix:
-    """Quantiles as MEDIANS says, `shift` higher; SRV-2 by a fallback, SRV-1 a day behind the others."""
-    middle = np.array(list(medians.values()))[:, None, None] + shift
+def matrix(medians: dict[str, float]) -> ResultMatrix:
+    """Quantiles as MEDIANS says; SRV-2 by a fallback, SRV-1 a day behind the others."""
+    middle = np.array(list(medians.values()))[:, None, None]
     values = np.broadcast_to(middle + np.array([-5, 0, 5]), (len(medians), HORIZON, 3)).astype(np.float32)
     behind = [name == "SRV-1" for name in medians]
     return ResultMatrix(
