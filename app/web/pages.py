@@ -77,7 +77,7 @@ class Glance:
 @router.get("/")
 async def overview(services: Services, caller: Reader, forecast_id: Text = "", threshold: Text = "") -> HTMLResponse:
     """What a planner wants to know first, and where to go on from there."""
-    question = Question(_id(forecast_id), threshold=_number("threshold", threshold))
+    question = Question(forecast_id_of(forecast_id), threshold=number_of("threshold", threshold))
     recent = await services.forecasts.newest(None, None, RECENT)
     datasets = await services.datasets.newest(None, OFFERED)
     glance, trouble = None, None
@@ -134,7 +134,7 @@ async def risk(
     filters = Filters(
         *(((value,) if value else ()) for value in (level, business_unit, region, criticality)),
     )
-    question = Question(_id(forecast_id), model=model or None, threshold=_number("threshold", threshold))
+    question = Question(forecast_id_of(forecast_id), model=model or None, threshold=number_of("threshold", threshold))
     offered = await services.forecasts.newest("succeeded", None, OFFERED)
     common: dict[str, Any] = {
         "caller": caller,
@@ -174,7 +174,7 @@ async def forecast(forecast_id: UUID, services: Services, caller: Reader, thresh
     if found.is_terminal:
         try:
             _, ranked = await services.answers.comparison(forecast_id)
-            question = Question(forecast_id, threshold=_number("threshold", threshold))
+            question = Question(forecast_id, threshold=number_of("threshold", threshold))
             glance = await _glance(services, question, Filters(), "runway", SOONEST)
         except (NoResults, ThresholdRequired) as error:
             trouble = error
@@ -204,7 +204,7 @@ async def server(
     selection = Selection((model,) if model else (), (server_id,))
     found, runs = await services.answers.chosen(forecast_id, selection)
     succeeded = rank(found.runs)
-    limit = _number("threshold", threshold)
+    limit = number_of("threshold", threshold)
     matrix = await services.answers.server(runs[0], server_id)
     judged, others = await _judged(services, Question(forecast_id, model=runs[0].model, threshold=limit), server_id)
     dataset = await services.datasets.get(found.request.dataset_id)
@@ -343,7 +343,7 @@ def _score(run: Run, name: str) -> float | None:
     return (run.scores or {}).get(name)
 
 
-def _id(text: str) -> UUID | None:
+def forecast_id_of(text: str) -> UUID | None:
     """Of a form's field, which is empty where nothing was chosen. What cannot be an id is an id of nothing."""
     try:
         return UUID(text) if text else None
@@ -351,7 +351,7 @@ def _id(text: str) -> UUID | None:
         raise NotFound(f"There is no forecast {text}.") from None
 
 
-def _number(name: str, text: str) -> float | None:
+def number_of(name: str, text: str) -> float | None:
     try:
         return float(text) if text.strip() else None
     except ValueError:

@@ -87,6 +87,12 @@ def percent(share: float | None, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f}\u202f%"
 
 
+def signed(share: float) -> str:
+    """0.31 → `+31 %`; what rounds to nothing has no sign."""
+    shown = round(100 * share)
+    return f"{shown:+d}\u202f%" if shown else "0\u202f%"
+
+
 def amount(value: float | None, unit: Unit | str) -> str:
     """A value of a metric, with its unit."""
     if value is None:
@@ -174,6 +180,7 @@ _environment = Environment(
 )
 _environment.filters |= {
     "percent": percent,
+    "signed": signed,
     "amount": amount,
     "figure": figure,
     "limit": limit,

@@ -235,13 +235,13 @@ async def test_servers_of_known_and_of_unknown_size_are_not_put_together(
         "idle": {"region": "eu", "cpu": 5, "capacity": 64},
         "roomy": {"region": "eu", "cpu": 50, "capacity": 16},
     }
-    dataset = await world.dataset(fleet, attributes=())
-    await world.forecast(dataset, "cpu", fleet)
-    assert (await get(client, "/recommendations", kind="consolidate"))["items"][0]["server_id"] == "idle"
-    fleet["idle"]["cpu"] = 15
-    dataset = await world.dataset(fleet, attributes=())
-    await world.forecast(dataset, "cpu", fleet)
-    assert (await get(client, "/recommendations", kind="consolidate"))["items"] == []
+    fits = await world.forecast(await world.dataset(fleet, attributes=()), "cpu", fleet)
+    body = await get(client, "/recommendations", kind="consolidate", forecast_id=str(fits))
+    assert [(item["server_id"], item["onto"]) for item in body["items"]] == [("idle", "roomy")]
+    assert body["items"][0]["assumptions"] == ["`capacity` is what cpu is a share of"]
+    fleet["idle"]["cpu"] = 15  # of 64, 9.6 of the other's 16
+    full = await world.forecast(await world.dataset(fleet, attributes=()), "cpu", fleet)
+    assert (await get(client, "/recommendations", kind="consolidate", forecast_id=str(full)))["items"] == []
 
 
 async def test_a_lower_epsilon_and_a_lower_threshold_recommend_less(client: httpx.AsyncClient, world: World) -> None:

@@ -270,6 +270,53 @@ async def test_a_server_shows_what_its_forecast_adds_up_from(service: Service, b
         assert watched.complaints == []
 
 
+async def test_savings_name_each_server_with_its_sum(service: Service, browser: Browser) -> None:
+    days = np.arange("2022-01-01", "2023-01-01", dtype="datetime64[D]")
+    levels = {
+        HOSTILE: (12, "north"),
+        "busy": (52, "north"),
+        "half": (36, "south"),
+        "tiny": (8, "west"),
+        "full": (70, "south"),
+    }
+    rows = [
+        f'"{name}",{day},{level + (10 if name == "full" and i % 7 < 5 else i % 3)},{region}'
+        for name, (level, region) in levels.items()
+        for i, day in enumerate(days)
+    ]
+    content = "\n".join(["server_id,timestamp,cpu_p95,region", *rows])
+    made = await service.http.post("/datasets", content=content, headers={"Content-Type": "text/csv"})
+    forecast = await service.forecast(made.json()["id"], "seasonal_naive")
+    await service.run(forecast, "seasonal_naive")
+    async with opened(browser, service.url) as watched:
+        page = watched.page
+        await page.goto(f"/pages/savings?forecast_id={forecast}")
+        await expect(page.locator("#saving")).to_have_text("$225.00")
+        table = page.get_by_role("table", name="Recommendations")
+        await expect(table.locator("tbody tr")).to_have_count(3)
+        await expect(table.locator("tbody tr").first).to_contain_text("Move its work onto busy and give it up")
+        await expect(table.locator("tbody tr").first).to_contain_text(HOSTILE)
+        await expect(table.locator("tbody tr").nth(1)).to_contain_text("$100.00 × (1 - 1/4) = $75.00 a month")
+        await expect(page.get_by_role("table", name="Profiles of load")).to_contain_text("low")
+        for width in (400, 1280):
+            await page.set_viewport_size({"width": width, "height": 900})
+            await page.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width)
+        await page.get_by_label("What", exact=True).select_option("consolidate")
+        await page.get_by_role("button", name="Show").click()
+        await expect(page.locator("#saving")).to_have_text("$100.00")
+        assert await page.locator("img").count() == 0, "a server's name became markup"
+        assert watched.complaints == []
+
+
+async def test_savings_ask_for_the_metrics_that_are_not_forecast(service: Service, done: str) -> None:
+    answer = await service.http.get("/pages/savings", params={"forecast_id": done})
+    assert answer.status_code == 200
+    assert "Nothing is recommended before every metric" in answer.text
+    assert "<code>sessions</code>" in answer.text
+    wrong = await service.http.get("/pages/savings", params={"epsilon": "7"})
+    assert wrong.status_code == 422
+
+
 async def test_progress_arrives_without_a_reload_and_results_with_one(
     service: Service, dataset: str, browser: Browser
 ) -> None:
