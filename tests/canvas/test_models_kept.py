@@ -155,7 +155,8 @@ async def test_a_setting_trains_again_for_the_forecast_and_another_forgets_at_on
             "transform-window-1",
         ]
         assert alone.client("sagemaker").list_models()["Models"] == []
-        eventually(lambda: not keys(alone, "headroom/runs/"), "the removal of all artifacts")
+        folder = f"headroom/runs/{alone.run_id(forecast)}/"
+        eventually(lambda: not keys(alone, folder), "the removal of all artifacts")
         late = await lonely_submit(reuse_models_of=forecast["id"])
         assert "HEADROOM_CANVAS_KEEP_DAYS" in late["runs"][0]["error"]["detail"]
 
