@@ -31,6 +31,9 @@ DELIVERIES_AT_ONCE = 4
 ALERTS_EVERY = 1.0
 """Seconds between two looks for alerts, where there were none."""
 
+AWAY = 5.0
+"""Seconds more after a failure, so that the log stays readable."""
+
 RUNS_AT_ONCE = 8
 """Runs carried side by side; their pieces share the child processes."""
 
@@ -113,4 +116,5 @@ async def _drain(one: Callable[[], Awaitable[bool]], every: float) -> None:
                 log.exception("alerts failed by a fault of ours; trying again")
             else:
                 log.warning("the database is away (%s); alerts wait", type(error).__name__)
+            await asyncio.sleep(AWAY)
         await asyncio.sleep(every)

@@ -9,7 +9,7 @@ GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO headroom_service;
 REVOKE UPDATE, DELETE, TRUNCATE ON ledger FROM headroom_service;
 REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON alembic_version FROM headroom_service;
 
--- People and BI tools: results and costs, but neither keys nor sessions.
+-- People and BI tools: results and costs, but neither keys nor sessions nor what signs alerts.
 GRANT SELECT ON
     datasets, dataset_servers, forecasts, runs, run_events, results, run_paths, forecast_quantiles, ledger
 TO headroom_reader;

@@ -154,7 +154,6 @@ class Alerts:
             for finding in findings:
                 await _keep(connection, evaluation, metric, finding)
             reach("alerts.before_commit")
-        reach("alerts.after_commit")
 
     async def _found(self, rule: Rule, forecast_id: UUID, before: Mapping[str, datetime], at: datetime) -> _Finding:
         try:
@@ -179,7 +178,6 @@ class Alerts:
         reach("alerts.sent")
         async with self._database.begin() as connection:
             await _note(connection, outgoing, outcome)
-        reach("alerts.noted")
         return True
 
     async def _sent(self, outgoing: Outgoing) -> Outcome:

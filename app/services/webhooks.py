@@ -11,17 +11,16 @@ It leaves out what is sent and when it is tried again (services/alerts.py).
 
 import asyncio
 import base64
-import hashlib
-import hmac
 import ipaddress
 import secrets
 import socket
 import ssl
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import httpx
+from standardwebhooks import Webhook
 
 from app.errors import CannotStart, Complaint, WebhookAddress
 
@@ -101,7 +100,7 @@ def new_secret() -> str:
 
 
 def secret_bytes(secret: str) -> bytes:
-    """The bytes that sign. Raises ValueError for what is no secret of the convention."""
+    """The bytes that sign. Raises ValueError for what is no secret of the convention, which the library would take."""
     wrong = f"must be {PREFIX} and the base64 of {SECRET_BYTES.start} to {SECRET_BYTES.stop - 1} bytes"
     if not secret.startswith(PREFIX):
         raise ValueError(wrong)
@@ -112,12 +111,6 @@ def secret_bytes(secret: str) -> bytes:
     if len(key) not in SECRET_BYTES:
         raise ValueError(wrong)
     return key
-
-
-def signature(secret: str, webhook_id: str, timestamp: int, body: bytes) -> str:
-    """As in https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md."""
-    signed = b".".join((webhook_id.encode(), str(timestamp).encode(), body))
-    return "v1," + base64.b64encode(hmac.digest(secret_bytes(secret), signed, hashlib.sha256)).decode()
 
 
 class Webhooks:
@@ -142,13 +135,13 @@ class Webhooks:
 
     async def send(self, url: str, secret: str, webhook_id: str, body: bytes) -> Outcome:
         """One attempt. Whatever goes wrong is an outcome, in words that name neither URL nor secret."""
-        now = int(time.time())
+        now = datetime.now(UTC)
         headers = {
             "content-type": "application/json",
             "user-agent": "Headroom",
             "webhook-id": webhook_id,
-            "webhook-timestamp": str(now),
-            "webhook-signature": signature(secret, webhook_id, now, body),
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": Webhook(secret).sign(webhook_id, now, body.decode()),
         }
         try:
             async with asyncio.timeout(self._at_most):

@@ -133,39 +133,38 @@ async def test_lists_are_paged(client: httpx.AsyncClient) -> None:
     assert await deliveries(client, status="failed") == []
 
 
-@pytest.mark.parametrize(
-    ("wrong", "pointer", "slug"),
-    [
-        ({"condition": {}}, "/condition", "validation"),
-        ({"condition": {"level_at_least": "high", "breach_probability_over": 0.5}}, "/condition", "validation"),
-        ({"condition": {"level_at_least": None}}, "/condition", "validation"),
-        ({"condition": {"level_at_least": "normal"}}, "/condition/level_at_least", "validation"),
-        ({"condition": {"runway_under_days": 0}}, "/condition/runway_under_days", "validation"),
-        ({"condition": {"level_at_least": "high", "which": "expected"}}, "/condition", "validation"),
-        ({"condition": {"breach_probability_over": 1}}, "/condition/breach_probability_over", "validation"),
-        ({"condition": {"days_over": {"k": 3, "of": 2}}}, "/condition/days_over", "validation"),
-        ({"condition": {"days_over": {"k": "3", "of": 7}}}, "/condition/days_over/k", "validation"),
-        ({"condition": {"days_under": 3}}, "/condition/days_under", "unknown-field"),
-        ({"where": {"colour": "red"}}, "/where/colour", "unknown-field"),
-        ({"where": {"region": []}}, "/where/region", "validation"),
-        ({"model": "oracle"}, "/model", "validation"),
-        ({"name": "a\0b"}, "/name", "validation"),
-        ({"name": ""}, "/name", "validation"),
-        ({"secret": "whsec_short"}, "/secret", "validation"),
-        ({"url": "http://10.0.0.1/"}, "/url", "webhook-address"),
-        ({"url": "https://169.254.169.254/"}, "/url", "webhook-address"),
-        ({"url": "https://2130706432/"}, "/url", "webhook-address"),
-        ({"url": "ftp://1.1.1.1/"}, "/url", "webhook-address"),
-    ],
-)
-async def test_what_is_no_rule_says_where(client: httpx.AsyncClient, wrong: Any, pointer: str, slug: str) -> None:
+WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({"condition": {}}, "/condition", "validation"),
+    ({"condition": {"level_at_least": "high", "breach_probability_over": 0.5}}, "/condition", "validation"),
+    ({"condition": {"level_at_least": None}}, "/condition", "validation"),
+    ({"condition": {"level_at_least": "normal"}}, "/condition/level_at_least", "validation"),
+    ({"condition": {"runway_under_days": 0}}, "/condition/runway_under_days", "validation"),
+    ({"condition": {"level_at_least": "high", "which": "expected"}}, "/condition", "validation"),
+    ({"condition": {"breach_probability_over": 1}}, "/condition/breach_probability_over", "validation"),
+    ({"condition": {"days_over": {"k": 3, "of": 2}}}, "/condition/days_over", "validation"),
+    ({"condition": {"days_over": {"k": "3", "of": 7}}}, "/condition/days_over/k", "validation"),
+    ({"condition": {"days_under": 3}}, "/condition/days_under", "unknown-field"),
+    ({"where": {"colour": "red"}}, "/where/colour", "unknown-field"),
+    ({"where": {"region": []}}, "/where/region", "validation"),
+    ({"model": "oracle"}, "/model", "validation"),
+    ({"name": "a\0b"}, "/name", "validation"),
+    ({"name": ""}, "/name", "validation"),
+    ({"secret": "whsec_short"}, "/secret", "validation"),
+    ({"url": "http://10.0.0.1/"}, "/url", "webhook-address"),
+    ({"url": "https://169.254.169.254/"}, "/url", "webhook-address"),
+    ({"url": "https://2130706432/"}, "/url", "webhook-address"),
+    ({"url": "ftp://1.1.1.1/"}, "/url", "webhook-address"),
+]
+
+
+async def test_what_is_no_rule_says_where(client: httpx.AsyncClient) -> None:
     right = {"name": "one", "condition": ANY, "url": "https://1.1.1.1/", "secret": CANARY}
-    refused = await client.post("/alerts/rules", json=right | wrong)
-    assert refused.status_code == 422, refused.text
-    problem = refused.json()
-    assert problem["type"] == f"urn:headroom:problem:{slug}"
-    assert problem["errors"][0]["pointer"] == pointer
-    assert CANARY not in refused.text
+    for wrong, pointer, slug in WRONG:
+        refused = await client.post("/alerts/rules", json=right | wrong)
+        problem = refused.json()
+        assert (refused.status_code, problem["type"]) == (422, f"urn:headroom:problem:{slug}"), wrong
+        assert problem["errors"][0]["pointer"] == pointer
+        assert CANARY not in refused.text
     assert (await client.get("/alerts/rules")).json()["items"] == []
 
 

@@ -205,6 +205,7 @@ async def test_a_forecast_that_failed_succeeds_with_what_is_brought(
     state = (await brought(client, forecast, export())).json()
     assert (state["status"], state["best_model"]) == ("succeeded", "canvas")
     assert (await client.get(f"/forecasts/{forecast}/quantiles")).status_code == 200
+    assert rows_of(settings, "SELECT forecast_id::text FROM alert_evaluations") == [(forecast,)]
 
 
 STATES: list[tuple[LiteralString, str]] = [
