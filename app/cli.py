@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.console import Console
 
-from app import client, foreground, logs
+from app import client, foreground, logs, replaying
 from app.errors import HeadroomError
 from app.main import check, create_app
 from app.services import reference_fleet
@@ -157,6 +157,26 @@ def risk(
     """The servers at risk, of the newest forecast."""
     with client.connect(service) as headroom:
         client.risk(headroom, threshold, metric, limit, as_json=as_json)
+
+
+@app.command
+def replay(
+    file: Path,
+    *,
+    metric: str,
+    thresholds: Annotated[list[float] | None, Parameter(consume_multiple=True)] = None,
+    origins: Annotated[list[date] | None, Parameter(consume_multiple=True)] = None,
+    last: int = 10,
+    horizon: int = 90,
+    model: str = "auto",
+    untrue: str | None = None,
+    out: Path | None = None,
+    as_json: Json = False,
+) -> None:
+    """Forecast the past of FILE again from ORIGINS (else the LAST ends of a month) and score every risk answer on what
+    came. UNTRUE (column=value) marks rows that are no truth. Needs no service; OUT is a folder for the cases."""
+    asked = replaying.Asked(metric, thresholds or [90.0], origins or [], last, horizon, model, untrue)
+    replaying.run(Settings(), file, asked, out, as_json=as_json)
 
 
 @keys.command

@@ -33,6 +33,7 @@ from app.services.keys import Keys
 from app.services.placing import Elsewhere, Here
 from app.services.profiles import ProfileService
 from app.services.recommendations import Defaults, Recommendations
+from app.services.replay import Means
 from app.services.risk import RiskService
 from app.services.risk_diff import DiffService
 from app.services.rollups import RollupService
@@ -310,3 +311,15 @@ def _levels(settings: Settings) -> Levels:
 
 def _planning(settings: Settings) -> Planning:
     return Planning(lead_time_days=settings.lead_time_days, buffer_pct=settings.headroom_buffer_pct)
+
+
+def replay_means(settings: Settings) -> Means:
+    """How a replay computes: as a run of a service with these settings does."""
+    return Means(
+        country=settings.country,
+        outlier_z=settings.outlier_z,
+        seconds=settings.chunk_seconds,
+        limits=_upload_limits(settings),
+        levels=_levels(settings),
+        rules=Rules(settings.epsilon, settings.downsize_halvings, settings.level_underutilized),
+    )
