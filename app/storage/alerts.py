@@ -80,7 +80,8 @@ async def insert_rule(connection: AsyncConnection, rule: Rule) -> datetime:
         )
         .returning(alert_rules.c.created_at)
     )
-    return made.scalar_one()
+    created_at: datetime = made.scalar_one()
+    return created_at
 
 
 async def rule(connection: AsyncConnection, rule_id: UUID) -> Rule | None:
