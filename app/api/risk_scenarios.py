@@ -43,7 +43,7 @@ Selection = Annotated[
     Field(
         min_length=1,
         description="Which servers: `server_ids` (a list), and attributes of the dataset with a value or a list of"
-        " values; a server must fit all. Without `where`: all servers.",
+        " values; a server must fit all.",
         examples=[{"region": "north"}],
     ),
 ]
@@ -52,31 +52,31 @@ Selection = Annotated[
 class GrowthChange(Body):
     """The forecast is higher, or lower, by a share."""
 
-    kind: Literal["growth"]
+    kind: Literal["growth"] = Field(description="Says which change it is.")
     percent: float = Field(gt=-100, le=10_000, description="How much higher, in percent.", examples=[10])
     since: Time | None = Field(
         default=None, alias="from", description="From this time on; by default from the start.", examples=["2023-01-05"]
     )
-    where: Selection | None = None
+    where: Selection | None = Field(default=None, description="Which servers; by default all.")
 
 
 class ThresholdChange(Body):
     """Another threshold."""
 
-    kind: Literal["threshold"]
+    kind: Literal["threshold"] = Field(description="Says which change it is.")
     value: float = Field(description="In the metric's unit.", examples=[85])
-    where: Selection | None = None
+    where: Selection | None = Field(default=None, description="Which servers; by default all.")
 
 
 class CapacityChange(Body):
     """More room, or less: a percentage or ratio falls as room grows, the threshold of an absolute metric rises."""
 
-    kind: Literal["capacity"]
+    kind: Literal["capacity"] = Field(description="Says which change it is.")
     factor: float | None = Field(default=None, gt=0, le=1_000, description="Multiplies the room.", examples=[1.5])
     add: float | None = Field(
         default=None, description="Adds to the room, in the unit of `capacity`, which must be known.", examples=[16]
     )
-    where: Selection | None = None
+    where: Selection | None = Field(default=None, description="Which servers; by default all.")
 
     @model_validator(mode="after")
     def _either(self) -> "CapacityChange":
@@ -88,8 +88,8 @@ class CapacityChange(Body):
 class RetireChange(Body):
     """The servers leave. Their load leaves with them: it is not moved to others."""
 
-    kind: Literal["retire"]
-    where: Selection
+    kind: Literal["retire"] = Field(description="Says which change it is.")
+    where: Selection = Field(description="Which servers.")
 
 
 Change = Annotated[

@@ -134,6 +134,10 @@ class World:
                 fresh = await self.forecast(self._base["dataset_id"], run=False)
                 await self._client.post(f"/forecasts/{fresh}/cancel")
                 return self._base | {"forecast_id": fresh}
+            case "GET", "/risk/rollups":  # of the newest forecast, whose servers must have a capacity
+                return self._base | {"forecast_id": await self.forecast(self._base["dataset_id"])}
+            case "GET", "/risk/diff":
+                return self._base | dict.fromkeys(("from", "to"), self._base["forecast_id"])
             case "DELETE", "/datasets/{dataset_id}":
                 return self._base | {"dataset_id": await self.dataset()}
             case "POST", "/forecasts/{forecast_id}/runs/canvas/results":
@@ -155,13 +159,13 @@ class World:
     async def dataset(self) -> str:
         days = np.arange("2022-09-01", "2023-01-01", dtype="datetime64[D]")
         rows = [
-            f"web-{server},{day},{30 + 5 * server + number % 7},north"
+            f"web-{server},{day},{30 + 5 * server + number % 7},north,8"
             for server in (1, 2, 3)
             for number, day in enumerate(days)
         ]
         made = await self._client.post(
             "/datasets",
-            content="\n".join(["server_id,timestamp,cpu_p95,region", *rows]),
+            content="\n".join(["server_id,timestamp,cpu_p95,region,capacity", *rows]),
             headers={"Content-Type": "text/csv"},
         )
         assert made.status_code == 201, made.text
