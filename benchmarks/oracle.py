@@ -14,13 +14,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from app.domain import fleet
-from app.domain.evaluation import pooled_scores, seasonal_scale
 from app.domain.fleet import Fleet, Parts
-from app.domain.panel import Array, Frequency, Panel
+from app.domain.panel import Array, Panel
 from app.domain.quantiles import BASE
-from benchmarks.accuracy import defined, line, scored
+from benchmarks.accuracy import defined, line, score, scored
+from benchmarks.cases import FLEET_HORIZON as HORIZON
+from benchmarks.cases import FLEET_METRIC as METRIC
+from benchmarks.cases import split
 
-METRIC, HORIZON = "cpu_p95", 90
 PATHS = 400
 
 
@@ -36,7 +37,7 @@ def main() -> None:
         made = fleet.make(options.servers, fleet.START, fleet.END, seed)
         past, truth = split(made)
         for name, base in references(made, past):
-            scores = pooled_scores(base[None], truth[None], seasonal_scale(past, past.frequency.season)[None])
+            scores = score(base, past, truth)
             assert scores is not None
             print(
                 f"{seed:<12} " + line(name, defined(scores.wql), scores.smape, defined(scores.mase), scores.coverage, 0)
@@ -44,25 +45,6 @@ def main() -> None:
         for name, scores, seconds in scored(past, truth, HORIZON, options.models.split(","), options.windows):
             figures = defined(scores.wql), scores.smape, defined(scores.mase), scores.coverage, seconds
             print(f"{seed:<12} " + line(name, *figures), flush=True)
-
-
-def split(made: Fleet) -> tuple[Panel, Array]:
-    """The history of the metric, and what came in its last `HORIZON` days: (servers, HORIZON), NaN = missing."""
-    seen = fleet.observe(made)[METRIC]
-    values = np.where(seen.missing, np.nan, seen.values)
-    servers, days = values[:, :-HORIZON].shape
-    past = Panel(
-        servers=tuple(made.servers),
-        start=made.times[0],
-        frequency=Frequency.DAILY,
-        values=values[:, :-HORIZON],
-        first=np.zeros(servers, dtype=np.int64),
-        last=np.full(servers, days - 1),
-        lower=np.zeros(servers),
-        upper=np.full(servers, 100.0),
-        country=fleet.COUNTRY,
-    )
-    return past, values[:, -HORIZON:]
 
 
 def references(made: Fleet, past: Panel) -> Iterator[tuple[str, Array]]:
