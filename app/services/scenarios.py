@@ -132,7 +132,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, eq=False)
-class _Outcome:
+class Outcome:
     """The scenario in full: rows as in the fleet; those that are not `kept` hold what they had."""
 
     thresholds: Array
@@ -146,7 +146,7 @@ class ScenarioService:
     def __init__(self, fleets: Fleets, planning: Planning) -> None:
         self._fleets = fleets
         self._planning = planning
-        self._outcomes: Recent[tuple[UUID, Limits, tuple[Change, ...]], _Outcome] = Recent(_KEPT)
+        self._outcomes: Recent[tuple[UUID, Limits, tuple[Change, ...]], Outcome] = Recent(_KEPT)
 
     async def compare(
         self,
@@ -170,7 +170,7 @@ class ScenarioService:
         base = await self._fleets.judged(fleet, question.limits)
         outcome = await self._outcomes.get(
             (fleet.run.id, question.limits, tuple(changes)),
-            lambda: asyncio.to_thread(_outcome, fleet, base, changes, self._fleets.levels),
+            lambda: asyncio.to_thread(outcome_of, fleet, base, changes, self._fleets.levels),
         )
         among = outcome.changed if changed_only else np.ones(len(fleet.servers), dtype=np.bool_)
         rows = await asyncio.to_thread(
@@ -200,7 +200,7 @@ class _Draft:
     touched: Flags
 
 
-def _outcome(fleet: Fleet, base: Judged, changes: Sequence[Change], levels: Levels) -> _Outcome:
+def outcome_of(fleet: Fleet, base: Judged, changes: Sequence[Change], levels: Levels) -> Outcome:
     servers = len(fleet.servers)
     draft = _Draft(
         fleet.matrix.values.copy(),
@@ -231,7 +231,7 @@ def _outcome(fleet: Fleet, base: Judged, changes: Sequence[Change], levels: Leve
         before, after = getattr(base.risk, one.name), getattr(found, one.name)
         same = (before == after) | (_absent(before) & _absent(after))
         changed |= ~same
-    return _Outcome(draft.thresholds, found, draft.kept, changed, selected)
+    return Outcome(draft.thresholds, found, draft.kept, changed, selected)
 
 
 def _selected(fleet: Fleet, where: Where, kept: Flags, pointer: str) -> Rows:
@@ -317,7 +317,7 @@ def _world(thresholds: Array, found: Risk, kept: Flags) -> World:
     return World(shared(thresholds[rows]), count(None, found, rows), float(found.breach_probability[rows].sum()))
 
 
-def _compared(fleet: Fleet, base: Judged, outcome: _Outcome, rows: Rows, lead: Array) -> list[Compared]:
+def _compared(fleet: Fleet, base: Judged, outcome: Outcome, rows: Rows, lead: Array) -> list[Compared]:
     before = _sides(fleet, base.thresholds, base.risk, rows, lead)
     after = _sides(fleet, outcome.thresholds, outcome.risk, rows, lead)
     return [
