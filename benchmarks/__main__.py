@@ -37,8 +37,8 @@ DEVELOPMENT_PANELS = Path(__file__).parents[2] / "shared" / "data"
 OUT = Path("bench")
 
 NARROW = {
-    "regions-months": ("auto", "structural", "seasonal_naive", "Prophet, planned"),
-    "speed": ("auto", "Prophet, planned"),
+    "regions-months": ("auto", "structural", "seasonal_naive", "Prophet+"),
+    "speed": ("auto", "Prophet+"),
 }
 """Who takes part in cases that repeat others, at other origins or in another size."""
 ONCE = ("autogluon", "prophet", "random_forest")

@@ -35,7 +35,7 @@ def _prophet(past: Panel, horizon: int, row: int, planned: bool) -> Array:
     from prophet import Prophet
 
     for name in ("prophet", "cmdstanpy"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger(name).disabled = True
     times = past.times_with_future(horizon)
     frame = pd.DataFrame({"ds": times, "end_of_quarter": calendar.end_of_quarter(times).astype(float)})
     model = Prophet(seasonality_mode="multiplicative" if planned else "additive")
@@ -110,7 +110,7 @@ def _whole(past: Panel, row: int) -> Array:
 
 
 PER_SERVER: dict[str, tuple[Callable[[Panel, int], Array], str]] = {
-    "Prophet, planned": (prophet_planned, "prophet"),
+    "Prophet+": (prophet_planned, "prophet"),
     "Prophet": (prophet, "prophet"),
     "AutoETS": (auto_ets, "statsforecast"),
     "random forest": (random_forest, "sklearn.ensemble"),

@@ -127,12 +127,12 @@ def targets(found: pd.DataFrame) -> str:
 
 _RATIOS: Iterable[tuple[str, str, str, str]] = (
     ("auto", "AutoGluon", "wql", "≤ 0.80"),
-    ("auto", "Prophet, planned", "wql", "< 1"),
+    ("auto", "Prophet+", "wql", "< 1"),
     ("auto", "oracle", "wql", "≤ 1.10"),
     ("auto", "oracle", "smape", "≤ 1.10"),
     ("auto", "seasonal_naive", "wql", "< 1"),
-    ("Prophet, planned", "auto", "wall", "≥ 12"),
-    ("Prophet, planned", "auto", "cpu", ""),
+    ("Prophet+", "auto", "wall", "≥ 12"),
+    ("Prophet+", "auto", "cpu", ""),
 )
 
 
