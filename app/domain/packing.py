@@ -5,6 +5,7 @@ would have saved anyway; one that takes others in cannot be shrunk, and loses th
 numbers over any dimensions: what they mean, and how sure they are, is rightsizing's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +21,8 @@ Method = Literal["milp", "first_fit_decreasing"]
 PART = 40
 """Most servers that the solver sees at once: a larger group is cut into parts alike, each solved on its own."""
 
-SOLVED = 480
-"""Servers of groups with more than this are packed first-fit decreasing only."""
+SOLVED = 320
+"""Most servers that the solver sees in all of a plan; larger groups are packed first-fit decreasing only."""
 
 NODES = 50
 """Most nodes of the solver's search tree: a limit that, unlike a time, gives the same answer on every machine."""
@@ -29,7 +30,7 @@ NODES = 50
 GAP = 0.01
 """The solver stops when it has come this near to the most that could be saved."""
 
-SECONDS = 5.0
+SECONDS = 3.0
 """A stop for the solver where nodes take long; then first-fit decreasing counts, for what a time cuts off is not
 the same twice."""
 
@@ -73,21 +74,14 @@ class Group:
         return Group(self.loads[rows], self.rooms[rows], self.movable[rows], self.gains[rows], self.forgone[rows])
 
 
-def pack(group: Group) -> tuple[Index, Method]:
-    """The better of the solver's packing and first-fit decreasing, and whose it is."""
-    simple = first_fit(group)
-    if len(group) > SOLVED:
-        return simple, "first_fit_decreasing"
-    best, by_solver = np.full(len(group), -1, dtype=np.int64), False
-    for rows in _parts(group):
-        part = group.take(rows)
-        found = solved(part)
-        by_solver |= found is not None
-        hosts = first_fit(part) if found is None else found
-        best[rows] = np.where(hosts >= 0, rows[hosts], -1)
-    if not by_solver or group.saving(best) < group.saving(simple):
-        return simple, "first_fit_decreasing"
-    return best, "milp"
+def pack(groups: Sequence[Group]) -> list[tuple[Index, Method]]:
+    """Each group by itself, the smaller ones by the solver as well: whichever packing saves more, and whose it is."""
+    found: dict[int, tuple[Index, Method]] = {}
+    seen = 0
+    for place in sorted(range(len(groups)), key=lambda place: len(groups[place])):
+        seen += len(groups[place])
+        found[place] = _pack(groups[place], seen <= SOLVED)
+    return [found[place] for place in range(len(groups))]
 
 
 def first_fit(group: Group) -> Index:
@@ -170,6 +164,22 @@ def solved(group: Group) -> Index | None:
     chosen = found.x[:pairs] > 0.5
     hosts[item[chosen]] = host[chosen]
     return hosts if group.holds(hosts) else None
+
+
+def _pack(group: Group, with_solver: bool) -> tuple[Index, Method]:
+    simple = first_fit(group)
+    if not with_solver:
+        return simple, "first_fit_decreasing"
+    best, by_solver = np.full(len(group), -1, dtype=np.int64), False
+    for rows in _parts(group):
+        part = group.take(rows)
+        found = solved(part)
+        by_solver |= found is not None
+        hosts = first_fit(part) if found is None else found
+        best[rows] = np.where(hosts >= 0, rows[hosts], -1)
+    if not by_solver or group.saving(best) < group.saving(simple):
+        return simple, "first_fit_decreasing"
+    return best, "milp"
 
 
 def _pairs(group: Group) -> tuple[Index, Index]:

@@ -206,13 +206,13 @@ def _moves(
     members: dict[Hashable, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
-    for its in members.values():
-        rows = np.array(its, dtype=np.int64)
-        if len(rows) < 2 or not movable[rows].any():
-            continue
-        packed, by = pack(Group(loads[rows], rooms[rows], movable[rows], gains[rows] / 1e6, forgone[rows] / 1e6))
-        for row, onto in zip(rows[packed >= 0].tolist(), rows[packed[packed >= 0]].tolist(), strict=True):
-            host[row], method[row] = onto, by
+    together = [np.array(its, dtype=np.int64) for its in members.values() if len(its) > 1 and movable[its].any()]
+    packed = pack(
+        [Group(loads[its], rooms[its], movable[its], gains[its] / 1e6, forgone[its] / 1e6) for its in together]
+    )
+    for its, (hosts, by) in zip(together, packed, strict=True):
+        for row in np.flatnonzero(hosts >= 0).tolist():
+            host[its[row]], method[its[row]] = its[hosts[row]], by
     return host, tuple(method)
 
 

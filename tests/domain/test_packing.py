@@ -20,6 +20,10 @@ def group(loads, room, movable=None, gains=None, forgone=None):
     )
 
 
+def pack(group):
+    return packing.pack([group])[0]
+
+
 def best_of_all(group):
     """Every assignment tried."""
     every = map(np.array, product(range(-1, len(group)), repeat=len(group)))
@@ -34,21 +38,21 @@ def test_the_solver_packs_where_first_fit_decreasing_does_not():
     assert its.holds(simple)
     assert its.holds(best)
     assert (its.saving(simple), its.saving(best)) == (500.0, 600.0)
-    assert packing.pack(its)[1] == "milp"
+    assert pack(its)[1] == "milp"
 
 
 def test_a_host_loses_what_it_could_have_saved_itself():
     its = group([[10.0], [10.0]], 90.0, gains=[25.0, 25.0], forgone=[75.0, 75.0])
-    hosts, _ = packing.pack(its)
+    hosts, _ = pack(its)
     assert hosts.tolist() == [-1, -1]
     its = group([[10.0], [10.0], [60.0]], 90.0, [True, True, False], [25.0, 25.0, 0.0], [75.0, 75.0, 0.0])
-    hosts, _ = packing.pack(its)
+    hosts, _ = pack(its)
     assert hosts.tolist() == [2, 2, -1]
 
 
 def test_more_load_than_room_takes_nobody_in():
     its = group([[0.0], [95.0]], 90.0, [True, False])
-    assert packing.pack(its)[0].tolist() == [-1, -1]
+    assert pack(its)[0].tolist() == [-1, -1]
 
 
 small = st.integers(2, 4).flatmap(
@@ -81,7 +85,7 @@ def test_a_group_that_is_solved_in_parts_is_packed_no_worse_than_first_fit(seed)
     loads = random.uniform(1, 60, (servers, 1)) + random.uniform(0, 5, (servers, 2))
     movable = loads[:, 0] < 12
     its = group(loads, 90.0, movable, random.integers(25, 100, servers), np.where(movable, 50.0, 0.0))
-    hosts, _ = packing.pack(its)
+    hosts, _ = pack(its)
     assert its.holds(hosts)
     assert its.saving(hosts) >= its.saving(packing.first_fit(its)) > 0
 
@@ -89,7 +93,12 @@ def test_a_group_that_is_solved_in_parts_is_packed_no_worse_than_first_fit(seed)
 def test_a_large_group_is_packed_first_fit_decreasing():
     servers = packing.SOLVED + 1
     its = group(np.full((servers, 1), 8.0), 90.0)
-    hosts, method = packing.pack(its)
+    hosts, method = pack(its)
     assert method == "first_fit_decreasing"
     assert its.holds(hosts)
     assert (hosts < 0).sum() == -(-servers // 11)
+
+
+def test_the_solver_sees_the_smallest_groups_and_no_more_servers_than_it_may():
+    small, large = (group(np.full((servers, 1), 8.0), 90.0) for servers in (20, packing.SOLVED))
+    assert [method for _, method in packing.pack([large, small])] == ["first_fit_decreasing", "milp"]
