@@ -137,3 +137,13 @@ class Panel:
         columns = self.last[:, None] + 1 - number * horizon + np.arange(horizon)
         inside = columns >= self.first[:, None]
         return np.where(inside, np.take_along_axis(self.values, np.maximum(columns, 0), axis=1), np.nan)
+
+
+def median(values: Array) -> Array:
+    """Along the last axis without the NaN, which sort last; NaN where there is nothing else."""
+    ordered = np.sort(values, axis=-1)
+    count = np.isfinite(ordered).sum(axis=-1, keepdims=True)
+    lower = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=-1)
+    upper = np.take_along_axis(ordered, np.minimum(count // 2, ordered.shape[-1] - 1), axis=-1)
+    middle: Array = np.where(count > 0, (lower + upper) / 2, np.nan)[..., 0]
+    return middle

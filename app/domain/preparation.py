@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from app.domain import calendar, shifts
-from app.domain.panel import Array, Index, Panel
+from app.domain.panel import Array, Index, Panel, median
 
 OUTLIER_Z = 6.0
 """The usual `outlier_z`: the setting's default."""
@@ -125,7 +125,7 @@ def trend(panel: Panel) -> Array:
     later = np.arange(panel.steps) + lag[:, None]
     ahead = np.take_along_axis(panel.values, np.minimum(later, panel.steps - 1), axis=1)
     change = np.where(later <= panel.last[:, None], ahead - panel.values, np.nan)
-    slope: Array = _median(change) * per_day / lag
+    slope: Array = median(change) * per_day / lag
     return slope
 
 
@@ -136,15 +136,15 @@ def _capped(values: Array, season: int, outlier_z: float, known_event: NDArray[n
     size = np.abs(off)
     # A value that is its own median says nothing about the spread; on a nearly constant server the few that
     # are not say too much, and there the plain deviation is the smaller one.
-    apart = 1.4826 * _median(np.where(off == 0, np.nan, size))
+    apart = 1.4826 * median(np.where(off == 0, np.nan, size))
     # And one glitch of a server that else repeats itself to the digit is all that it deviates by, so that it would
     # set its own limit: what the server usually shows bounds it.
-    usual = np.maximum(_quantile(values, 1 - RARE) + _quantile(-values, 1 - RARE), np.abs(_median(values)))
+    usual = np.maximum(_quantile(values, 1 - RARE) + _quantile(-values, 1 - RARE), np.abs(median(values)))
     bound = np.where(usual > 0, usual, np.inf)
     overall = np.fmin(np.fmin(apart, np.sqrt(_mean(off**2))), bound)[:, None]
     limit = np.maximum(outlier_z * overall, _quantile(size, 1 - RARE)[:, None])
     suspect = size > limit  # the rolling spread only widens the limit: it is asked for of these alone
-    rolling = 1.4826 * _median(_around(size, _SPREAD_REACH, _SPREAD_STRIDE)[suspect])
+    rolling = 1.4826 * median(_around(size, _SPREAD_REACH, _SPREAD_STRIDE)[suspect])
     limit = np.broadcast_to(limit, values.shape).copy()
     limit[suspect] = np.fmax(outlier_z * rolling, limit[suspect])
     excused = known_event & (size <= _EVENT_LIMITS * limit)
@@ -155,10 +155,10 @@ def _capped(values: Array, season: int, outlier_z: float, known_event: NDArray[n
 def _rolling_median(values: Array, reach: int, stride: int) -> Array:
     """Median of each value and `reach` more to either side, `stride` steps apart; what is missing is left out."""
     around = _around(values, reach, stride)
-    median = _middle([around[..., k] for k in range(2 * reach + 1)])
-    gaps = np.isnan(median)
-    median[gaps] = _median(around[gaps])
-    return median
+    middle = _middle([around[..., k] for k in range(2 * reach + 1)])
+    gaps = np.isnan(middle)
+    middle[gaps] = median(around[gaps])
+    return middle
 
 
 def _around(values: Array, reach: int, stride: int) -> Array:
@@ -184,16 +184,6 @@ def _middle(columns: list[Array]) -> Array:
         kept = kept[1:-1] + rest[:1]
         rest = rest[1:]
     return kept[0]
-
-
-def _median(values: Array) -> Array:
-    """Median along the last axis without the NaN, which sort last; NaN where there is nothing else."""
-    ordered = np.sort(values, axis=-1)
-    count = np.isfinite(ordered).sum(axis=-1, keepdims=True)
-    lower = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=-1)
-    upper = np.take_along_axis(ordered, np.minimum(count // 2, ordered.shape[-1] - 1), axis=-1)
-    middle: Array = np.where(count > 0, (lower + upper) / 2, np.nan)[..., 0]
-    return middle
 
 
 def _quantile(values: Array, level: float) -> Array:

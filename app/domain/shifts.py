@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from app.domain.panel import Array, Frequency, Index, Panel, Times
+from app.domain.panel import Array, Frequency, Index, Panel, Times, median
 
 LATELY = 13
 """Seasons: a quarter of a year of days, two weeks of hours."""
@@ -59,9 +59,7 @@ def find(panel: Panel) -> Shifts:
     rows = np.concatenate([block[column >= 0] for block, column in found] or [np.zeros(0, np.int64)])
     column = np.concatenate([column[column >= 0] for _, column in found] or [np.zeros(0, np.int64)])
     reach = np.arange(REACH[panel.frequency] * panel.frequency.season)
-    before, after = (
-        _median(_at(panel.values[rows], start[:, None] + reach)) for start in (column - len(reach), column)
-    )
+    before, after = (median(_at(panel.values[rows], start[:, None] + reach)) for start in (column - len(reach), column))
     return Shifts(rows, column, before, after)
 
 
@@ -100,10 +98,10 @@ def _latest(values: Array, last: Index, frequency: Frequency) -> Index:
         return np.full(servers, -1)
     columns = last[:, None] + 1 - seasons * season + np.arange(seasons * season)
     ending = _at(values, columns).reshape(servers, seasons, season)
-    level = _median(ending)
+    level = median(ending)
     place, before, after = _steps(level, frequency)
     rows = np.flatnonzero(place >= 0)
-    rhythm = _median((ending[rows] - level[rows, :, None]).transpose(0, 2, 1))
+    rhythm = median((ending[rows] - level[rows, :, None]).transpose(0, 2, 1))
     flat = (ending[rows] - rhythm[:, None]).reshape(rows.size, seasons * season)
     found = np.full(servers, -1)
     found[rows] = columns[rows, _split(flat, place[rows] * season, before[rows], after[rows], season)]
@@ -123,12 +121,12 @@ def _steps(level: Array, frequency: Frequency) -> tuple[Index, Array, Array]:
     places = np.arange(lasting, seasons - lasting + 1)
     padded = np.pad(level, ((0, 0), (reach, reach)), constant_values=np.nan)
     around = sliding_window_view(padded, reach, axis=1)
-    before, after = _median(around[:, places]), _median(around[:, places + reach])
+    before, after = median(around[:, places]), median(around[:, places + reach])
     step = after - before
-    near = _median(around[:, places + reach][..., :2]) - _median(around[:, places][..., -2:])
+    near = median(around[:, places + reach][..., :2]) - median(around[:, places][..., -2:])
     change = np.abs(np.diff(level, axis=1))
-    usual = 1.4826 * np.fmax(_median(np.abs(step)), _median(change) / np.sqrt(2))
-    lasts = np.array([_median(level[:, place:]) for place in places[-LATELY:]]).T
+    usual = 1.4826 * np.fmax(median(np.abs(step)), median(change) / np.sqrt(2))
+    lasts = np.array([median(level[:, place:]) for place in places[-LATELY:]]).T
     size = np.abs(step)
     news = size - _a_year_ago(step, YEAR * frequency.per_day // frequency.season)
     enough = news > np.fmax(USUAL * usual[:, None], SHARE * np.abs(before))
@@ -161,13 +159,3 @@ def _split(values: Array, near: Index, before: Array, after: Array, season: int)
     best = np.cumsum(gain, axis=1).argmax(axis=1)  # the last step that is nearer to the level before
     first: Index = np.minimum(columns[np.arange(len(near)), best] + 1, values.shape[1] - 1)
     return first
-
-
-def _median(values: Array) -> Array:
-    """Along the last axis without the NaN; NaN where there is nothing else."""
-    ordered = np.sort(values, axis=-1)
-    count = np.isfinite(ordered).sum(axis=-1, keepdims=True)
-    lower = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=-1)
-    upper = np.take_along_axis(ordered, np.minimum(count // 2, ordered.shape[-1] - 1), axis=-1)
-    middle: Array = np.where(count > 0, (lower + upper) / 2, np.nan)[..., 0]
-    return middle
