@@ -122,7 +122,7 @@ class DiffService:
         was = await self._fleets.judged(old, before.limits)
         now = await self._fleets.judged(new, after.limits)
         model_part, other = await self._other_model(old, new)
-        return await asyncio.to_thread(_difference, old, was, new, now, model_part, other)
+        return await asyncio.to_thread(difference_of, old, was, new, now, model_part, other)
 
     async def _other_model(self, old: Fleet, new: Fleet) -> tuple[ModelPart, Fleet | None]:
         """The other model on the same data, in whichever forecast has run both."""
@@ -150,7 +150,7 @@ def _check(old: Fleet, new: Fleet) -> None:
             raise Invalid(detail, errors=[Complaint("?to", f"other-{what}", detail)])
 
 
-def _difference(
+def difference_of(
     old: Fleet, was: Judged, new: Fleet, now: Judged, model_part: ModelPart, other: Fleet | None
 ) -> Difference:
     places = {name: row for row, name in enumerate(old.matrix.server_ids)}
