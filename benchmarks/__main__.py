@@ -58,6 +58,7 @@ class Bench:
     rows: list[Measured] = field(default_factory=list)
     costs: list[scale.Cost] = field(default_factory=list)
     kept: tuple[float, float] | None = None
+    failed: list[str] = field(default_factory=list)
 
     def show(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -66,6 +67,7 @@ class Bench:
             "measured": [asdict(row) for row in self.rows],
             "scale": [asdict(cost) for cost in self.costs],
             "stored": self.kept,
+            "failed": self.failed,
         }
         (self.out / "results.json").write_text(json.dumps(record, indent=1))
         (self.out / "table.md").write_text(self.table())
@@ -86,6 +88,7 @@ class Bench:
             parts += [
                 f"Results kept: {ours:.2f} s, a bare COPY of the same arrays {bare:.2f} s: {ours / bare:.2f} times."
             ]
+        parts += [f"**Failed:** {one}" for one in self.failed]
         return "\n\n".join(parts) + "\n"
 
 
@@ -110,7 +113,12 @@ def main() -> None:
     for case, origin, past, truth, horizon, contenders in cases(parts, data, asked.quick):
         for contender in contenders:
             if only is None or contender.name in only:
-                bench.rows.append(measure(case, origin, past, truth, horizon, contender))
+                try:
+                    bench.rows.append(measure(case, origin, past, truth, horizon, contender))
+                except Exception as error:  # the others are still to be measured; the exit code tells of it
+                    bench.failed.append(f"{contender.name} on {case} at {origin}: {error!r}")
+                    print(bench.failed[-1], flush=True)
+                    continue
                 print(_line(bench.rows[-1]), flush=True)
                 bench.show()
     if "scale" in parts:
@@ -123,6 +131,7 @@ def main() -> None:
     bench.about["load at the end"] = _load()
     bench.show()
     print(f"\n{bench.table()}\nWritten to {bench.out}/")
+    raise SystemExit(1 if bench.failed else 0)
 
 
 def about(quick: bool) -> dict[str, str]:
