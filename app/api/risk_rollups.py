@@ -101,7 +101,7 @@ class RollupPage(Page[GroupTotal]):
         examples=[[]],
     )
     correlation: float = Field(
-        description="Of two servers' surprises on one date, out of the back-tests; 0.7 where they tell none.",
+        description="Of two servers' surprises on one date, out of the back-tests; 0.3 where they tell none.",
         examples=[0.45],
     )
 
