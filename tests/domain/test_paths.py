@@ -91,6 +91,14 @@ def test_an_ar1_forgets_as_it_says():
         assert np.corrcoef(scores[:, 5], scores[:, 5 + lag])[0, 1] == pytest.approx(0.8**lag, abs=0.03)
 
 
+def test_another_seed_moves_a_probability_little():
+    """256 random paths would scatter by 3 points at a probability of one half."""
+    below = np.full((1, 60), norm.cdf(1.4))
+    told = [paths.autoregressive(60, 0.95, seed=seed).breached_by(below)[0, -1] for seed in range(20)]
+    assert 0.3 < np.mean(told) < 0.7
+    assert np.std(told) < 0.02
+
+
 def test_bytes_and_back():
     found = paths.autoregressive(7, 0.5, paths=300)
     back = Template.from_bytes(found.to_bytes(), 300, found.source)
