@@ -63,7 +63,7 @@ class RecommendationItem(BaseModel):
         description="The sum in words and numbers.",
         examples=[
             "At 1/2 of the size a threshold is 1/2 of today's: P(cpu_p95 > 45 within 90 days) = 0.0040, each at most"
-            " 0.05. Saving: $100.00 × (1 - 1/2) = $50.00 a month."
+            " 0.05, and the history was never above. Saving: $100.00 × (1 - 1/2) = $50.00 a month."
         ],
     )
     assumptions: list[str] = Field(
@@ -106,9 +106,9 @@ class UsedForecast(BaseModel):
 class NotRecommended(BaseModel):
     """Servers that are in no item, and why. The counts are of the whole dataset, whatever the filters."""
 
-    reason: Literal["no_forecast", "no_values", "no_threshold", "breach_too_likely", "host"] = Field(
+    reason: Literal["no_forecast", "no_values", "no_threshold", "no_room", "host"] = Field(
         description="`no_forecast`, `no_values`, `no_threshold`: of `metric`; a server that lacks one is never shrunk."
-        " `breach_too_likely`: at half the size. `host`: it takes others in."
+        " `no_room`: at half the size it would breach too easily, or would have before. `host`: it takes others in."
     )
     metric: str | None = Field(description="The metric that it is about, if any.", examples=["mem_p95"])
     servers: int = Field(description="How many.", examples=[3])

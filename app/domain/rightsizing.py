@@ -36,12 +36,14 @@ _CELLS = 1_000_000
 class Prospect:
     """One metric of some servers: forecasts, thresholds (servers,) finite, and the joint order of their steps.
 
-    Rows mean the same servers in every metric that is judged together.
+    `highest` (servers,) is the highest value of each in its history: what was needed once may be needed again, however
+    small a forecast thinks the chance. Rows mean the same servers in every metric that is judged together.
     """
 
     outlook: Outlook
     thresholds: Array
     template: Template
+    highest: Array
 
     def __len__(self) -> int:
         return len(self.outlook)
@@ -104,7 +106,7 @@ def breach_probability(prospect: Prospect, share: Array | float = 1.0) -> Array:
 
 def downsizes(prospects: Sequence[Prospect], epsilon: float, halvings: int) -> Downsizes:
     """Which servers could have half the size, a quarter, …, down to `halvings` times: the smallest at which the breach
-    probability of every metric is at most `epsilon`.
+    probability of every metric is at most `epsilon`, and no value of the history is over the threshold.
 
     The metrics must be all that are measured of these servers. A replay scores this against what came after.
     """
@@ -113,7 +115,8 @@ def downsizes(prospects: Sequence[Prospect], epsilon: float, halvings: int) -> D
     breach = np.zeros((servers, len(prospects)))
     for step in range(1, halvings + 1):
         its = np.stack([breach_probability(prospect, 0.5**step) for prospect in prospects], axis=1)
-        will_do = (found == step - 1) & (its <= epsilon).all(axis=1)
+        had_room = [prospect.highest <= prospect.thresholds * 0.5**step for prospect in prospects]
+        will_do = (found == step - 1) & (its <= epsilon).all(axis=1) & np.all(had_room, axis=0)
         found[will_do] = step
         breach = np.where((will_do | (step == 1))[:, None], its, breach)
     return Downsizes(found, breach)
@@ -217,7 +220,8 @@ def _moves(
 
 
 def _loads(prospects: Sequence[Prospect], sizes: Array, epsilon: float) -> tuple[Array, Array]:
-    """What each server brings, and has room for, at the safe level: (servers, stretches of all metrics)."""
+    """What each server brings, and has room for, at the safe level or as its history had it, whichever is more:
+    (servers, stretches of all metrics)."""
     loads, rooms = [], []
     for prospect in prospects:
         outlook = prospect.outlook
@@ -225,7 +229,7 @@ def _loads(prospects: Sequence[Prospect], sizes: Array, epsilon: float) -> tuple
         size = _sizes(outlook, sizes)[:, None]
         high = quantiles.interpolate(_work(prospect), outlook.levels, [level])[..., 0] * size
         starts = np.unique(np.linspace(0, outlook.horizon, STRETCHES, endpoint=False).astype(np.int64))
-        peak = np.maximum.reduceat(high, starts, axis=1)
+        peak = np.maximum(np.maximum.reduceat(high, starts, axis=1), prospect.highest[:, None] * size)
         loads.append(peak)
         rooms.append(quantiles.single(prospect.thresholds)[:, None] * size - peak)
     return np.concatenate(loads, axis=1), np.concatenate(rooms, axis=1)

@@ -27,7 +27,7 @@ from app.storage import risk as stored
 from app.storage.database import Database
 
 Kind = Literal["downsize", "consolidate"]
-Reason = Literal["no_forecast", "no_values", "no_threshold", "breach_too_likely", "host"]
+Reason = Literal["no_forecast", "no_values", "no_threshold", "no_room", "host"]
 
 SECONDS = 300.0
 PRICE_ATTRIBUTES = ("usd_per_month", "cost")
@@ -226,7 +226,7 @@ class Recommendations:
             rules = Rules(epsilon, self._defaults.rules.halvings, self._defaults.rules.underutilized)
             chosen = [np.array([its[server.server_id] for server in complete], dtype=np.intp) for its in rows]
             prospects = [
-                Prospect(_only(fleet.outlook(), its), found[its], fleet.template)
+                Prospect(_only(fleet.outlook(), its), found[its], fleet.template, _highest(fleet, its))
                 for fleet, its, found in zip(fleets, chosen, limits, strict=True)
             ]
             prices = [_price(server, self._defaults.price) for server in complete]
@@ -251,7 +251,7 @@ class Recommendations:
                 if found.halvings[row] or found.host[row] >= 0:
                     items.append(said(row))
                 else:
-                    left_out["host" if row in hosts else "breach_too_likely", None] += 1
+                    left_out["host" if row in hosts else "no_room", None] += 1
         items.sort(key=lambda item: (-item.saving, item.server_id.encode()))
         return Advice(
             basis,
@@ -288,6 +288,11 @@ def _only(outlook: Outlook, rows: Rows) -> Outlook:
     )
 
 
+def _highest(fleet: Fleet, rows: Rows) -> Array:
+    """The highest value that each server ever had; without one nothing is low enough."""
+    return np.array([fleet.servers[row].maxima.get(fleet.metric, np.inf) for row in rows.tolist()])
+
+
 def _price(server: Server, default: Microdollars) -> Price:
     """The server's own, where its dataset tells one that can be used."""
     for name in PRICE_ATTRIBUTES:
@@ -322,7 +327,7 @@ def _said(
         days = prospect.outlook.horizon / prospect.outlook.frequency.per_day
         limit = prospect.thresholds[judged] * share
         risks.append(f"P({fleet.metric} > {limit:g} within {days:g} days) = {found.breach[row, metric]:.4f}")
-    each = f"{' and '.join(risks)}, each at most {rules.epsilon:g}"
+    each = f"{' and '.join(risks)}, each at most {rules.epsilon:g}, and the history was never above"
     if moved:
         formula = (
             f"Idle: on every metric mean p50 below {rules.underutilized:g} % and highest p90 below "

@@ -197,9 +197,8 @@ def _scored(
         risk.assess(outlook(values), limits, judged.template, means.levels).breach_probability
         for values in (np.sort(answers.line, axis=-1), np.sort(answers.naive, axis=-1))
     )
-    sized = rightsizing.downsizes(
-        [Prospect(view, limits, judged.template)], means.rules.epsilon, means.rules.halvings
-    ).halvings
+    prospect = Prospect(view, limits, judged.template, np.fmax.reduce(past.values, axis=1))
+    sized = rightsizing.downsizes([prospect], means.rules.epsilon, means.rules.halvings).halvings
     known = np.isfinite(came).any(axis=1)
     smaller = known & (sized > 0)
     would = np.isfinite(first_over(came, limits * 0.5**sized)) & smaller

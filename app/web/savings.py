@@ -21,7 +21,7 @@ REASONS = {
     "no_forecast": "have no forecast of",
     "no_values": "have no values of",
     "no_threshold": "have no threshold for",
-    "breach_too_likely": "would breach too easily at half the size",
+    "no_room": "would have too little room at half the size",
     "host": "take others in",
 }
 

@@ -163,7 +163,7 @@ async def test_what_could_be_saved_with_every_field(client: httpx.AsyncClient, w
     assert body["servers"] == 5
     assert body["not_recommended"] == [
         {"reason": "host", "metric": None, "servers": 1},
-        {"reason": "breach_too_likely", "metric": None, "servers": 1},
+        {"reason": "no_room", "metric": None, "servers": 1},
     ]
     assert body["missing_metrics"] == []
 

@@ -17,7 +17,7 @@ BASE = (0.1, 0.5, 0.9)
 END_2022 = np.datetime64("2022-12-31T00:00:00", "s")
 
 
-def prospect(values, threshold=90.0, template=None, unit="percent"):
+def prospect(values, threshold=90.0, template=None, unit="percent", highest=0.0):
     values = np.asarray(values, dtype=np.float64)
     servers, horizon = values.shape[:2]
     outlook = Outlook(
@@ -30,7 +30,8 @@ def prospect(values, threshold=90.0, template=None, unit="percent"):
         np.full(servers, 100.0 if unit == "percent" else np.inf),
     )
     limits = np.broadcast_to(np.asarray(threshold, dtype=np.float64), (servers,))
-    return Prospect(outlook, limits, template or paths.autoregressive(horizon))
+    past = np.broadcast_to(np.asarray(highest, dtype=np.float64), (servers,))
+    return Prospect(outlook, limits, template or paths.autoregressive(horizon), past)
 
 
 def level(*medians, spread=2.0, days=10):
@@ -102,6 +103,14 @@ def test_the_smallest_size_that_will_do_and_no_metric_is_spared():
     assert (found.breach[:2] <= 0.05).all()
     assert (found.breach[2:] > 0.05).any(axis=1).all()
     assert rightsizing.downsizes([cpu], 0.05, 1).halvings.tolist() == [1, 1, 1, 0]
+
+
+def test_what_was_needed_once_may_be_needed_again():
+    past = np.array([20.0, 40.0, 50.0])
+    cpu = prospect(level(10.0, 10.0, 10.0), highest=past)
+    assert rightsizing.downsizes([cpu], 0.05, 2).halvings.tolist() == [2, 1, 0]
+    assert plan([prospect(level(10.0, 50.0), highest=[30.0, 55.0])]).host.tolist() == [1, -1]
+    assert plan([prospect(level(10.0, 50.0), highest=[40.0, 55.0])]).host.tolist() == [-1, -1]
 
 
 def test_a_server_is_in_one_recommendation_at_most_and_the_sum_is_whole_microdollars():
