@@ -41,7 +41,7 @@ def test_errors_that_stay_and_errors_that_pass_give_other_paths():
     for scores, share in ((staying, 0.8 + 0.2 / 60), (passing, 1 / 60)):
         found = paths.persistence(normal_scores_of(paths.template(scores, 60, paths=2048))[None])
         prior = paths.persistence(normal_scores_of(paths.autoregressive(60, paths=2048))[None])
-        assert found == pytest.approx((40 * share + 3 * prior) / 43, abs=0.03)
+        assert found == pytest.approx((40 * share + 4 * prior) / 44, abs=0.03)
 
 
 def test_one_window_is_hardly_more_than_a_word():
