@@ -20,10 +20,10 @@ from app.domain.panel import Array
 from app.domain.quantiles import BASE
 from app.forecasters._contract import Combined
 
-PRIOR = {"structural": 4.0, "gradient_boosting": 3.0, "statistical": 3.0, "seasonal_naive": 1.0}
+PRIOR = {"structural": 4.0, "gradient_boosting": 1.5, "statistical": 0.7, "seasonal_naive": 1.0}
 """What a member counts before any window has spoken."""
 
-SLOW, FEW = "statistical", 1_000
+SLOW, FEW = "statistical", 250
 """A member that is fitted server by server, and the largest fleet that is worth the wait for it."""
 
 POWER = 12.0

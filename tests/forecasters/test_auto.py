@@ -79,8 +79,8 @@ def test_the_judged_ensemble_learns_from_older_windows_alone(window: int) -> Non
 
 
 def test_the_mean_of_good_members_beats_each() -> None:
-    members = trials((1.0, 1.0, 1.0), servers=60)
-    future = np.full((60, 14), 50.0)
+    members = trials((1.0, 1.0, 1.0), servers=600)
+    future = np.full((600, 14), 50.0)
 
     def error(trial: Trial) -> float:
         return float(np.abs(trial.raw[0, ..., 1] - future).mean())
