@@ -34,8 +34,9 @@ MEMORY = 0.5
 """Without back-tests, the correlation of two steps falls to 1/e over this share of the horizon."""
 
 PRIOR_WINDOWS = 4.0
-"""Back-test windows that `MEMORY` counts as: the usual number of a run. The errors of a fleet go together, so that a window is hardly more than
-one observation of how they persist, and a persistence that is taken too low promises a breach to almost everyone."""
+"""Back-test windows that `MEMORY` counts as: the usual number of a run. The errors of a fleet go together, so that a
+window is hardly more than one observation of how they persist, and a persistence that is taken too low promises a
+breach to almost everyone."""
 
 COMPONENTS = 24
 """Principal components of the paths that are spread evenly; the others are left to chance."""
