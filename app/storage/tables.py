@@ -282,9 +282,7 @@ alert_deliveries = sa.Table(
     sa.CheckConstraint("status IN ('pending', 'delivered', 'failed')", name="status"),
 )
 sa.Index("ix_alert_deliveries_newest", alert_deliveries.c.created_at.desc(), alert_deliveries.c.id.desc())
-sa.Index(
-    "ix_alert_deliveries_due", alert_deliveries.c.due_at, postgresql_where=alert_deliveries.c.status == "pending"
-)
+sa.Index("ix_alert_deliveries_due", alert_deliveries.c.due_at, postgresql_where=alert_deliveries.c.status == "pending")
 
 ledger = sa.Table(
     "ledger",
