@@ -86,6 +86,7 @@ ADVICE = {
     "idempotency-mismatch": "This Idempotency-Key belongs to another body. Use a fresh one for a new request.",
     "capacity-required": "A share means nothing without what it is a share of: give each server its `capacity`.",
     "threshold-required": "Only percent metrics have a usual threshold. Say which one is meant.",
+    "webhook-address": "Alerts go to public addresses only, unless the setting HEADROOM_WEBHOOK_ALLOW names theirs.",
     "work-limit": "More work than one forecast may ask for. Split it by servers, models or horizon.",
     "queue-full": "Too many runs wait. Come back after Retry-After seconds.",
     "unavailable": "A part of the service is away. Come back after Retry-After seconds; what was accepted is kept.",
