@@ -63,9 +63,11 @@ class Holder:
     """Another process that holds the server, commits one row, and waits to be told to leave, or to be killed."""
 
     SCRIPT = """
-import sys, psycopg
+import signal, sys, psycopg
 from pathlib import Path
 from app.storage.embedded import EmbeddedPostgres
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins deaf to it
 
 def commit(url):
     with psycopg.connect(url) as connection:
