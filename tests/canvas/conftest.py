@@ -36,8 +36,10 @@ def place(settled: Place) -> Place:
 
 @pytest.fixture
 def alone(tmp_path: Path, database_url: str, endpoint: str) -> Place:
-    """A place of this test alone, with no worker."""
+    """A place of this test alone, with no worker, and an installation of its own: databases are clones of one, and the
+    module's standing worker would take this one's jobs for strays of its own."""
     found = Place(settings_at(tmp_path, database_url, endpoint), endpoint)
+    found.query("UPDATE installation SET id = 'alon'")
     _cleared(found)
     return found
 
