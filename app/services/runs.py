@@ -366,6 +366,7 @@ class Runs:
         reach("before_end")
         async with self._database.begin() as connection:
             if not await stored_runs.end(connection, claim, RunStatus.FAILED, error):
+                log.info("run %s is no longer ours (epoch %d)", claim.run_id, claim.epoch)
                 return
             if claim.model == CANVAS:
                 await self._fall_back(connection, claim)
