@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from app.aws.account import Account
 from app.aws.s3 import S3, Bucket, S3Store
 from app.aws.sagemaker import RealSageMaker
-from app.canvas.requests import ALGORITHMS
+from app.canvas.requests import ALGORITHMS, RESULTS
 from app.compute import Compute, Nodes, Processes
 from app.domain.cost import LIST_PRICES, Assumptions, PriceTable, microdollars
 from app.domain.rightsizing import Rules
@@ -108,7 +108,7 @@ async def aws_check(settings: Settings) -> AsyncIterator[AwsCheck]:
     assert settings.database_url is not None, "as in assemble"
     database = Database(settings.database_url)
     policy, endpoint = _canvas(settings), settings.aws_endpoint_url
-    prefixes = [f"{policy.prefix}/", "forecasts/"] + (["datasets/"] if settings.store == "s3" else [])
+    prefixes = [f"{policy.prefix}/", RESULTS] + (["datasets/"] if settings.store == "s3" else [])
     setup = Setup(
         place=settings.aws,
         endpoint=endpoint,

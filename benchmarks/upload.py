@@ -8,23 +8,17 @@ of three each, in turns), and by how much the API process and its child grew mea
 """
 
 import argparse
-import os
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 
-from app.storage.embedded import EmbeddedPostgres
-from app.storage.migrate import upgrade
+from benchmarks.processes import MB, Watch, service
 
 _BASELINE = """
 import sys, time
@@ -34,7 +28,6 @@ pyarrow.parquet.write_table(pyarrow.csv.read_csv(sys.argv[1]), sys.argv[2], comp
 print(time.perf_counter() - started)
 """
 _CHUNK = 1 << 20
-_MB = 1e6
 
 
 def main() -> None:
@@ -47,23 +40,23 @@ def main() -> None:
         folder.chmod(0o711)
         source = folder / "fleet.csv"
         write_fleet(source, asked.servers, asked.days)
-        with EmbeddedPostgres(folder / "postgres") as postgres:
-            upgrade(postgres.url)
-            with served(postgres.url, folder / "data") as (address, process):
-                upload(address, source, limit=20_000)  # the first upload starts the child
-                before = memory(process)
-                with Watch(process) as watch:
-                    pairs = [
-                        (upload(address, source), read_and_write(source, folder / "fleet.parquet")) for _ in range(3)
-                    ]
+        with service(folder, "serve", HEADROOM_COMPUTE_PROCESSES="1") as tree:
+            upload(tree.address, source, limit=20_000)  # the first upload starts the child
+            with Watch({"serve": tree.parts["serve"]}) as before:
+                pass
+            with Watch({"serve": tree.parts["serve"]}) as watch:
+                pairs = [
+                    (upload(tree.address, source), read_and_write(source, folder / "fleet.parquet")) for _ in range(3)
+                ]
         seconds, baseline = (min(times) for times in zip(*pairs, strict=True))
-        size = source.stat().st_size / _MB
+        size = source.stat().st_size / MB
     print(f"file            {size:8.0f} MB, {asked.servers:,} servers x {asked.days:,} days")
     print(f"upload          {seconds:8.2f} s")
     print(f"read and write  {baseline:8.2f} s")
     print(f"ratio           {seconds / baseline:8.2f}")
-    print(f"API grew by     {(watch.own - before[0]) / _MB:8.0f} MB")
-    print(f"its child by    {(watch.children - before[1]) / _MB:8.0f} MB")
+    grown = {what: (most - before.most[part, what]) / MB for (part, what), most in watch.most.items()}
+    print(f"API grew by     {grown['itself']:8.0f} MB")
+    print(f"with its child  {grown['together']:8.0f} MB")
 
 
 def write_fleet(path: Path, servers: int, days: int) -> None:
@@ -100,67 +93,6 @@ def read_and_write(source: Path, target: Path) -> float:
         [sys.executable, "-c", _BASELINE, str(source), str(target)], capture_output=True, check=True, text=True
     )
     return float(done.stdout)
-
-
-@contextmanager
-def served(database_url: str, data: Path) -> Iterator[tuple[str, psutil.Process]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    environment = os.environ | {
-        "DATABASE_URL": database_url,
-        "HEADROOM_DATA_DIR": str(data),
-        "HEADROOM_PORT": str(port),
-        "HEADROOM_COMPUTE_PROCESSES": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "app", "serve"],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while True:
-            try:
-                httpx.get(f"{address}/healthz")
-                break
-            except httpx.TransportError:
-                if process.poll() is not None:
-                    raise SystemExit("the service did not start") from None
-                time.sleep(0.1)
-        yield address, psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def memory(process: psutil.Process) -> tuple[int, int]:
-    """Resident bytes of a process and of all its children."""
-    return process.memory_info().rss, sum(child.memory_info().rss for child in process.children(recursive=True))
-
-
-class Watch:
-    """The largest memory seen, twenty times a second."""
-
-    def __init__(self, process: psutil.Process) -> None:
-        self._process = process
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-        self.own = self.children = 0
-
-    def __enter__(self) -> "Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._done.wait(0.05):
-            own, children = memory(self._process)
-            self.own, self.children = max(self.own, own), max(self.children, children)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,19 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+import httpx
 import psycopg
 import pytest
+from fastapi import FastAPI
 from psycopg import sql
 
+from app.main import create_app
+from app.settings import Settings
 from app.storage.embedded import EmbeddedPostgres
 from app.storage.migrate import upgrade
 
@@ -119,3 +123,18 @@ def empty_url(postgres_url: str) -> Iterator[str]:
     """A database of this test alone, without any table."""
     with made(postgres_url, sql.SQL("")) as url:
         yield url
+
+
+@pytest.fixture
+async def api(settings: Settings) -> AsyncIterator[FastAPI]:
+    """The application, started; its services are `api.state.services`."""
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture
+async def client(api: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A caller on this machine, without a key."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://127.0.0.1:8000") as client:
+        yield client

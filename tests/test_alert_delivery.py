@@ -2,7 +2,6 @@
 
 import json
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -12,7 +11,6 @@ import pytest
 from fastapi import FastAPI
 
 from app.domain.forecast import ForecastRequest
-from app.main import create_app
 from app.settings import Settings
 from tests.processes import eventually, query, worker
 from tests.receiver import receiver
@@ -31,19 +29,6 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
         lease_seconds=LEASE,
         webhook_allow="127.0.0.0/8",
     )
-
-
-@pytest.fixture
-async def api(settings: Settings) -> AsyncIterator[FastAPI]:
-    app = create_app(settings)
-    async with app.router.lifespan_context(app):
-        yield app
-
-
-@pytest.fixture
-async def client(api: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://127.0.0.1:8000") as client:
-        yield client
 
 
 async def submitted(api: FastAPI, client: httpx.AsyncClient, url: str) -> UUID:

@@ -16,7 +16,6 @@ from uuid import UUID
 
 import dask
 import httpx
-import numpy as np
 import psutil
 import pytest
 from distributed import Security
@@ -26,8 +25,8 @@ from app.compute import ChildDied, TooSlow
 from app.compute.cluster import Cluster
 from app.domain.forecast import ForecastRequest
 from app.errors import CannotStart, Unavailable
-from app.main import create_app
 from app.settings import Settings
+from tests.histories import weekly
 from tests.processes import eventually, query, worker
 from tests.tasks import bomb, die, double, fail, hang_with_grandchild, kill_parent
 
@@ -230,23 +229,9 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
 
 
 @pytest.fixture
-async def api(settings: Settings) -> AsyncIterator[FastAPI]:
-    app = create_app(settings)
-    async with app.router.lifespan_context(app):
-        yield app
-
-
-@pytest.fixture
 async def dataset(api: FastAPI) -> UUID:
-    random = np.random.default_rng(5)
-    start = np.datetime64("2023-01-01")
-    lines = ["server_id,timestamp,cpu_p95"] + [
-        f"srv-{server},{start + day},{40 + 8 * np.sin(day * 2 * np.pi / 7) + random.normal(0, 2):.2f}"
-        for server in range(SERVERS)
-        for day in range(120)
-    ]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://127.0.0.1:8000") as client:
-        answer = await client.post("/datasets", content="\n".join(lines), headers={"Content-Type": "text/csv"})
+        answer = await client.post("/datasets", content=weekly(SERVERS, 120), headers={"Content-Type": "text/csv"})
     assert answer.status_code == 201, answer.text
     return UUID(answer.json()["id"])
 

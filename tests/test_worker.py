@@ -16,8 +16,8 @@ import pytest
 from fastapi import FastAPI
 
 from app.domain.forecast import ForecastRequest
-from app.main import create_app
 from app.settings import Settings
+from tests.histories import weekly
 from tests.processes import eventually, query, worker
 
 LEASE = 2
@@ -31,23 +31,9 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
 
 
 @pytest.fixture
-async def api(settings: Settings) -> Any:
-    app = create_app(settings)
-    async with app.router.lifespan_context(app):
-        yield app
-
-
-@pytest.fixture
 async def submit(api: FastAPI) -> Callable[..., Any]:
     """Submits a forecast of a small dataset and answers its id."""
-    random = np.random.default_rng(5)
-    start = np.datetime64("2023-01-01")
-    lines = ["server_id,timestamp,cpu_p95"] + [
-        f"srv-{server},{start + day},{40 + 8 * np.sin(day * 2 * np.pi / 7) + random.normal(0, 2):.2f}"
-        for server in range(SERVERS)
-        for day in range(60)
-    ]
-    dataset = await upload(api, "\n".join(lines))
+    dataset = await upload(api, weekly(SERVERS, 60))
 
     async def submitted(*models: str) -> UUID:
         request = ForecastRequest(dataset, "cpu_p95", HORIZON, models=models or ("seasonal_naive",))

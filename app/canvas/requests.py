@@ -34,6 +34,9 @@ CALENDAR = ("end_of_quarter", "holiday", "weekend")
 FORECAST = "forecast"
 """The purpose of the transform over the full history."""
 
+RESULTS = "forecasts/"
+"""The prefix under which results are left for others to read."""
+
 FIRST, AGAIN = "first", "again"
 """The trainings of a run: one before the windows that are scored; and, only where a setting asks for it, another on the
 full history, for the forecast alone."""
@@ -131,8 +134,8 @@ def run_folder(prefix: str, run_id: str) -> str:
 
 
 def results_folder(forecast_id: object) -> str:
-    """The prefix under which a forecast's results are left for others to read; ends in a slash."""
-    return f"forecasts/{forecast_id}/"
+    """The prefix of one forecast's results; ends in a slash."""
+    return f"{RESULTS}{forecast_id}/"
 
 
 def results_key(forecast_id: object) -> str:

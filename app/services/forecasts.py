@@ -33,7 +33,7 @@ from app.errors import (
 )
 from app.failpoints import reach
 from app.services.canvas import CANVAS, Canvas
-from app.services.reuse import Reused, find
+from app.services.reuse import find
 from app.storage import datasets as stored_datasets
 from app.storage import forecasts as stored
 from app.storage import runs as stored_runs
@@ -112,8 +112,7 @@ class Forecasts:
         """What the request would do. Raises as `submit` would for a request that can't be met; starts nothing."""
         async with self._database.connect() as connection:
             dataset, servers = await self._checked(connection, request)
-            reused = await find(connection, request) if CANVAS in request.models else None
-        return self._estimate(request, dataset, servers, reused)
+            return await self._estimate(connection, request, dataset, servers)
 
     async def submit(self, request: ForecastRequest, owner: str, key: str | None) -> Submitted:
         """Accept the request, once per (owner, key): its forecast, its runs and their ticks in one transaction."""
@@ -219,8 +218,7 @@ class Forecasts:
         dataset, servers = await self._checked(connection, request)
         if await stored.open_run_count(connection) + len(request.models) > self._limits.queue:
             raise QueueFull("The queue is full. Send the request again later; nothing was stored.")
-        reused = await find(connection, request) if CANVAS in request.models else None
-        estimate = self._estimate(request, dataset, servers, reused)
+        estimate = await self._estimate(connection, request, dataset, servers)
         now = datetime.now(UTC)
         runs: list[Run] = []
         for expected in estimate.runs:
@@ -245,9 +243,10 @@ class Forecasts:
         await stored_runs.insert(connection, runs)
         await self._queue.defer(connection, *(run.id for run in runs if not run.status.is_terminal))
 
-    def _estimate(
-        self, request: ForecastRequest, dataset: Dataset, servers: Sequence[Server], reused: Reused | RunError | None
+    async def _estimate(
+        self, connection: Connection, request: ForecastRequest, dataset: Dataset, servers: Sequence[Server]
     ) -> Estimate:
+        reused = await find(connection, request) if CANVAS in request.models else None
         eligible = tuple(server.server_id for server in servers if _counts(server, request.metric))
         excluded = tuple(
             (

@@ -14,7 +14,9 @@ import numpy as np
 
 from app.canvas.requests import FIRST
 from app.canvas.stages import Stage
+from app.domain.dataset import Contents
 from app.domain.forecast import ForecastRequest
+from app.domain.panel import Frequency
 from app.domain.quantiles import name
 from app.domain.run import RunError, RunStatus
 from app.storage import datasets as stored_datasets
@@ -46,9 +48,12 @@ async def find(connection: Connection, request: ForecastRequest) -> Reused | Run
     trained = state if root == state.run_id else await managed.get(connection, root)
     if trained is None or trained.stage == Stage.FORGOTTEN:
         return _not("What that model is made of has been removed from S3 (HEADROOM_CANVAS_KEEP_DAYS).")
-    if (odd := await _difference(connection, request, earlier.request)) is not None:
+    present, past = [await stored_datasets.get(connection, each.dataset_id) for each in (request, earlier.request)]
+    assert present is not None  # foreign keys hold them
+    assert past is not None
+    if (odd := _difference(request, present.contents, earlier.request, past.contents)) is not None:
         return _not(odd)
-    shift = await _shift(connection, request, earlier.request)
+    shift = await _shift(connection, request, earlier.request, present.contents.frequency)
     unseen = state.facts.get("unseen", state.facts["windows"]) + shift
     if unseen < 0:
         return _not("That model has learned from rows that come after this dataset's.")
@@ -56,33 +61,27 @@ async def find(connection: Connection, request: ForecastRequest) -> Reused | Run
     return Reused(root, kept, unseen)
 
 
-async def _difference(connection: Connection, now: ForecastRequest, then: ForecastRequest) -> str | None:
+def _difference(now: ForecastRequest, present: Contents, then: ForecastRequest, past: Contents) -> str | None:
     """What that model was asked that is not asked now."""
-    present, past = [await stored_datasets.get(connection, request.dataset_id) for request in (now, then)]
-    assert present is not None  # foreign keys hold them
-    assert past is not None
-    known, frequency = past.contents.known_ahead, past.contents.frequency
     lacking = [name(level) for level in now.levels if level not in then.levels]
     differences = {
         f"the metric {then.metric}": then.metric != now.metric,
         f"a horizon of {then.horizon}": then.horizon != now.horizon,
-        f"another step ({frequency.value})": frequency is not present.contents.frequency,
-        f"other known-ahead columns ({', '.join(known) or 'none'})": known != present.contents.known_ahead,
+        f"another step ({past.frequency.value})": past.frequency is not present.frequency,
+        f"other known-ahead columns ({', '.join(past.known_ahead) or 'none'})": past.known_ahead != present.known_ahead,
         f"quantiles without {', '.join(lacking)}": bool(lacking),
     }
     found = [what for what, differs in differences.items() if differs]
     return f"That model was trained for {' and '.join(found)}." if found else None
 
 
-async def _shift(connection: Connection, now: ForecastRequest, then: ForecastRequest) -> int:
+async def _shift(connection: Connection, now: ForecastRequest, then: ForecastRequest, frequency: Frequency) -> int:
     """By how many whole windows the history has grown since, of the server for which it has grown least."""
-    dataset = await stored_datasets.get(connection, now.dataset_id)
-    assert dataset is not None
     before = {
         server.server_id: server.last_at
         for server in await stored_datasets.servers(connection, then.dataset_id, then.server_ids)
     }
-    window = timedelta(seconds=int(dataset.contents.frequency.step / np.timedelta64(1, "s"))) * now.horizon
+    window = timedelta(seconds=int(frequency.step / np.timedelta64(1, "s"))) * now.horizon
     grown = [
         (server.last_at - before[server.server_id]) // window
         for server in await stored_datasets.servers(connection, now.dataset_id, now.server_ids)

@@ -16,12 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain import risk
-from app.domain.dataset import Contents, Server, Unit
-from app.domain.forecast import Forecast
-from app.domain.panel import Array, Frequency
-from app.domain.paths import Template
-from app.domain.risk import Outlook, Peak, Risk
-from app.domain.run import Run
+from app.domain.dataset import Unit
+from app.domain.panel import Frequency
+from app.domain.risk import Peak, Risk
 from app.errors import NotFound, ThresholdRequired
 from app.services.fleets import (
     Fleet,
@@ -32,7 +29,6 @@ from app.services.fleets import (
     Question,
     Rows,
     judge,
-    known_thresholds,
     lead_times,
     run_of,
 )
@@ -135,22 +131,6 @@ class Summary:
     groups: list[GroupCount]
 
 
-@dataclass(frozen=True, eq=False)
-class Prospect:
-    """What the judgement of a run starts from, for questions of another kind.
-
-    `thresholds` (servers,): NaN where a server has none. Rows are in the order of `servers`, that of their ids.
-    """
-
-    forecast: Forecast
-    run: Run
-    contents: Contents
-    servers: tuple[Server, ...]
-    outlook: Outlook
-    thresholds: Array
-    template: Template
-
-
 class RiskService:
     def __init__(self, database: Database, fleets: Fleets, *, country: str, planning: Planning) -> None:
         self._database = database
@@ -224,19 +204,6 @@ class RiskService:
             fleet.matrix.as_of.max(),
             count(None, judged.risk, np.arange(len(fleet.servers))),
             [count(name, judged.risk, np.array(rows[name])) for name in names],
-        )
-
-    async def prospect(self, question: Question) -> Prospect:
-        """A whole run, not judged yet. Raises what `servers` raises, but for ThresholdRequired."""
-        fleet = await self._fleets.of(question)
-        return Prospect(
-            fleet.forecast,
-            fleet.run,
-            fleet.contents,
-            fleet.servers,
-            fleet.outlook(),
-            known_thresholds(fleet, question.limits),
-            fleet.template,
         )
 
 

@@ -342,12 +342,10 @@ class Runs:
         if emulated:
             warnings.append("canvas: AWS is emulated here; a local model answered, and its dollars are made up")
         if judged.scores is None:
-            why = (
-                "its model has seen all that it"
-                if (report or {}).get("models_of")
-                else "the history is too short: nothing"
-            )
-            warnings.append(f"{claim.model}: {why} could be scored on; it is unscored")
+            why = "the history is too short: nothing could be scored on"
+            if "models_of" in (report or {}):
+                why = "its model has seen all that it could be scored on"
+            warnings.append(f"{claim.model}: {why}; it is unscored")
         reach("before_store")
         async with self._database.begin() as connection:
             kept = await stored_runs.end(connection, claim, RunStatus.SUCCEEDED, stage="done", **ended)

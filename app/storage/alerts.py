@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.alerts import Rule, Where, condition_from_json, condition_to_json
+from app.storage.database import later
 from app.storage.tables import alert_deliveries, alert_evaluations, alert_rules, alert_states, datasets, forecasts
 
 DeliveryStatus = Literal["pending", "delivered", "failed"]
@@ -174,7 +175,7 @@ async def claim_evaluation(connection: AsyncConnection, seconds: float) -> Evalu
         await connection.execute(
             sa.update(alert_evaluations)
             .where(alert_evaluations.c.forecast_id == next_one.scalar_subquery())
-            .values(attempts=alert_evaluations.c.attempts + 1, due_at=_in(seconds))
+            .values(attempts=alert_evaluations.c.attempts + 1, due_at=later(seconds))
             .returning(alert_evaluations.c.forecast_id, alert_evaluations.c.family, alert_evaluations.c.attempts)
         )
     ).one_or_none()
@@ -188,7 +189,7 @@ async def put_off(connection: AsyncConnection, evaluation: Evaluation, seconds: 
             alert_evaluations.c.forecast_id == evaluation.forecast_id,
             alert_evaluations.c.attempts == evaluation.attempts,
         )
-        .values(due_at=_in(seconds))
+        .values(due_at=later(seconds))
     )
 
 
@@ -259,7 +260,7 @@ async def claim_delivery(connection: AsyncConnection, seconds: float) -> Outgoin
         await connection.execute(
             sa.update(alert_deliveries)
             .where(alert_deliveries.c.id == next_one.scalar_subquery())
-            .values(attempts=alert_deliveries.c.attempts + 1, due_at=_in(seconds))
+            .values(attempts=alert_deliveries.c.attempts + 1, due_at=later(seconds))
             .returning(
                 alert_deliveries.c.id, alert_deliveries.c.attempts, alert_deliveries.c.body, alert_deliveries.c.rule_id
             )
@@ -282,7 +283,7 @@ async def attempted(
 ) -> bool:
     """What came of the attempt; False when another worker has made a later one."""
     values: dict[str, Any] = {"status": status, "last_status": last_status, "last_error": last_error}
-    values |= {"due_at": _in(again_in)} if status == "pending" else {"finished_at": sa.func.now()}
+    values |= {"due_at": later(again_in)} if status == "pending" else {"finished_at": sa.func.now()}
     noted = await connection.execute(
         sa.update(alert_deliveries)
         .where(
@@ -317,7 +318,7 @@ async def deliveries(
 
 
 async def forget_old_deliveries(connection: AsyncConnection) -> int:
-    old = sa.func.now() - sa.func.make_interval(0, 0, 0, KEPT_DAYS)
+    old = later(-KEPT_DAYS * 86_400)
     gone = await connection.execute(
         sa.delete(alert_deliveries).where(alert_deliveries.c.finished_at < old, alert_deliveries.c.status != "pending")
     )
@@ -351,7 +352,3 @@ def _rule(row: sa.Row[Any]) -> Rule:
         created_at=row.created_at,
         problem=row.problem,
     )
-
-
-def _in(seconds: float) -> sa.ColumnElement[Any]:
-    return sa.func.now() + sa.func.make_interval(0, 0, 0, 0, 0, 0, seconds)

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 import psycopg
 import sqlalchemy as sa
@@ -11,6 +12,12 @@ from app.storage.migrate import sqlalchemy_url
 
 Connection = AsyncConnection
 """What storage functions take; services pass it on and look no further."""
+
+
+def later(seconds: float) -> sa.ColumnElement[datetime]:
+    """So long from now, or ago, by the database's clock."""
+    at: sa.ColumnElement[datetime] = sa.func.now() + sa.func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+    return at
 
 
 class LockTimeout(Exception):

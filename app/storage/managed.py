@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.cost import Kind
 from app.domain.run import RunStatus
+from app.storage.database import later
 from app.storage.tables import canvas_intents, canvas_runs, installation, ledger, runs
 
 RESULTS = "results_left"
@@ -120,7 +121,7 @@ async def outlived(connection: AsyncConnection, days: float, limit: int = 100) -
         using.c.id == user.c.run_id,
         using.c.status.in_(_OPEN),
     )
-    old = canvas_runs.c.gone_at < sa.func.now() - sa.func.make_interval(0, 0, 0, 0, 0, 0, days * 86_400)
+    old = canvas_runs.c.gone_at < later(-days * 86_400)
     rows = await connection.execute(
         _select()
         .where(canvas_runs.c.stage == "gone", sa.or_(old, runs.c.status.is_(None)), ~in_use)
@@ -170,10 +171,7 @@ async def found(connection: AsyncConnection, name: str) -> None:
 
 async def may_search(connection: AsyncConnection, pace: float) -> bool:
     """Whether AWS is to be searched now, and by this worker: no other has within `pace` seconds."""
-    due = sa.or_(
-        installation.c.swept_at.is_(None),
-        installation.c.swept_at <= sa.func.now() - sa.func.make_interval(0, 0, 0, 0, 0, 0, pace),
-    )
+    due = sa.or_(installation.c.swept_at.is_(None), installation.c.swept_at <= later(-pace))
     taken = await connection.execute(sa.update(installation).where(due).values(swept_at=sa.func.now()))
     return taken.rowcount > 0
 
@@ -188,7 +186,7 @@ async def intend(
         purpose=purpose,
         name=name,
         spec_hash=spec_hash,
-        not_after=sa.func.now() + sa.func.make_interval(0, 0, 0, 0, 0, 0, seconds),
+        not_after=later(seconds),
     )
     await connection.execute(
         again.on_conflict_do_update(

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.domain.run import Claim, Run, RunError, RunStatus, allow
+from app.storage.database import later
 from app.storage.tables import forecasts, run_events, runs
 
 _OPEN = (RunStatus.QUEUED, RunStatus.RUNNING)
@@ -110,7 +111,7 @@ async def claim(connection: AsyncConnection, run_id: UUID, lease_seconds: float)
                 epoch=runs.c.epoch + 1,
                 attempt=runs.c.attempt
                 + sa.cast(sa.and_(before.c.status == RunStatus.RUNNING, sa.not_(before.c.parked)), sa.Integer),
-                lease_until=_in(lease_seconds),
+                lease_until=later(lease_seconds),
                 parked=False,
                 started_at=sa.func.coalesce(runs.c.started_at, sa.func.now()),
                 revision=_NEXT_REVISION,
@@ -142,7 +143,7 @@ async def renew(
 ) -> bool:
     """Keep the lease and show how far it is; False when the claim is lost (cancelled or taken over)."""
     row = await connection.execute(
-        _held(claim).values(lease_until=_in(lease_seconds), stage=stage, progress=progress, revision=_NEXT_REVISION)
+        _held(claim).values(lease_until=later(lease_seconds), stage=stage, progress=progress, revision=_NEXT_REVISION)
     )
     return row.rowcount == 1
 
@@ -164,7 +165,7 @@ async def keep(connection: AsyncConnection, claim: Claim) -> None:
 
 async def hand_back(connection: AsyncConnection, claim: Claim, detail: str, in_seconds: float) -> bool:
     """Back to the queue, for whoever is next; not a crash."""
-    return await _leave(connection, claim, RunStatus.QUEUED, detail, lease_until=None, due_at=_in(in_seconds))
+    return await _leave(connection, claim, RunStatus.QUEUED, detail, lease_until=None, due_at=later(in_seconds))
 
 
 async def park(connection: AsyncConnection, claim: Claim, in_seconds: float, *, stage: str, progress: float) -> bool:
@@ -173,7 +174,7 @@ async def park(connection: AsyncConnection, claim: Claim, in_seconds: float, *, 
         _held(claim).values(
             parked=True,
             lease_until=None,
-            due_at=_in(in_seconds),
+            due_at=later(in_seconds),
             stage=stage,
             progress=progress,
             revision=_NEXT_REVISION,
@@ -262,7 +263,7 @@ async def cancel_open(connection: AsyncConnection, forecast_id: UUID) -> int:
 
 async def overdue(connection: AsyncConnection, late_seconds: float) -> Sequence[UUID]:
     """Runs that should have been ticked: due for a while and still queued, or under a lease that has ended."""
-    late = sa.func.now() - sa.func.make_interval(0, 0, 0, 0, 0, 0, late_seconds)
+    late = later(-late_seconds)
     rows = await connection.execute(
         sa.select(runs.c.id)
         .where(
@@ -278,10 +279,6 @@ async def overdue(connection: AsyncConnection, late_seconds: float) -> Sequence[
         .limit(1_000)
     )
     return rows.scalars().all()
-
-
-def _in(seconds: float) -> sa.ColumnElement[Any]:
-    return sa.func.now() + sa.func.make_interval(0, 0, 0, 0, 0, 0, seconds)
 
 
 def _held(claim: Claim) -> sa.Update:

@@ -11,36 +11,16 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
-import httpx
 import pytest
-from fastapi import FastAPI
 
-from app.main import create_app
 from app.settings import Settings
 from app.storage.database import Database
 from tests.api.risk_world import World
-
-BASE = "http://127.0.0.1:8000"
 
 
 @pytest.fixture
 def settings(tmp_path: Path, database_url: str) -> Settings:
     return Settings(data_dir=tmp_path, database_url=database_url, host="127.0.0.1", compute_processes=1)
-
-
-@pytest.fixture
-async def api(settings: Settings) -> AsyncIterator[FastAPI]:
-    """The application, started; its services are `api.state.services`."""
-    app = create_app(settings)
-    async with app.router.lifespan_context(app):
-        yield app
-
-
-@pytest.fixture
-async def client(api: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A caller on this machine, without a key."""
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url=BASE) as client:
-        yield client
 
 
 @pytest.fixture

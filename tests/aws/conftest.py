@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote
 
 import pytest
+from moto.server import ThreadedMotoServer
 
 ACCOUNT, REGION, ROLE = "123456789012", "us-east-1", "headroom-emulated"
 POLICIES = Path(__file__).parents[2] / "docs" / "aws"
@@ -182,3 +183,13 @@ class Iam:
 @pytest.fixture(scope="session")
 def iam() -> Iam:
     return Iam()
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """S3 as moto serves it, and nothing else."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()

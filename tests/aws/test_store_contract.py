@@ -2,13 +2,12 @@
 
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from app.aws.s3 import S3, Bucket, S3Store
 from app.domain.dataset import Limits
@@ -18,15 +17,6 @@ from app.storage.artifacts import FolderStore, Store
 
 BUCKET = "headroom-history"
 KEY = "0b8f6c0e.parquet"
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture

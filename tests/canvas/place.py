@@ -23,6 +23,7 @@ from app.main import create_app
 from app.services.canvas import spec_of
 from app.settings import Settings
 from app.storage.managed import Managed
+from tests.histories import weekly
 from tests.processes import eventually, query
 
 SERVERS, HORIZON, STEPS = 3, 5, 60
@@ -200,18 +201,7 @@ def submitting(place: Place, client: httpx.AsyncClient) -> Submit:
 async def body(place: Place, client: httpx.AsyncClient) -> dict[str, Any]:
     """What is sent to submit; the dataset is uploaded with the first."""
     if place.dataset is None:
-        made = await client.post("/datasets", content=history(), headers={"Content-Type": "text/csv"})
+        made = await client.post("/datasets", content=weekly(SERVERS, STEPS), headers={"Content-Type": "text/csv"})
         assert made.status_code == 201, made.text
         place.dataset = made.json()["id"]
     return {"dataset_id": place.dataset, "metric": "cpu_p95", "horizon": HORIZON, "models": ["canvas"]}
-
-
-def history() -> str:
-    random = np.random.default_rng(5)
-    start = np.datetime64("2023-01-01")
-    lines = ["server_id,timestamp,cpu_p95"] + [
-        f"srv-{server},{start + day},{40 + 8 * np.sin(day * 2 * np.pi / 7) + random.normal(0, 2):.2f}"
-        for server in range(SERVERS)
-        for day in range(STEPS)
-    ]
-    return "\n".join(lines)

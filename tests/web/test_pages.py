@@ -358,7 +358,7 @@ async def test_from_a_file_to_a_submitted_forecast(service: Service, browser: Br
         await expect(question.get_by_label("Dataset")).to_contain_text("mine.csv (4 servers)")
         await question.get_by_label("Metric").select_option("sessions")
         await question.get_by_label("Horizon").fill("21")
-        await question.get_by_label("auto", exact=True).uncheck()
+        await question.locator("[name=models][value=auto]").uncheck()
         await question.get_by_role("button", name="Submit").click()
         await expect(question.get_by_role("status")).to_have_text("Tick one model at least.")
         await question.get_by_label("seasonal_naive").check()
