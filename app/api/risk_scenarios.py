@@ -30,11 +30,12 @@ from app.api.risk_models import (
 from app.api.strict import Body, Text, Time
 from app.api.wired import Services
 from app.domain.panel import Frequency
+from app.domain.risk import LEVELS
 from app.errors import BadCursor, CapacityRequired, ForecastNotReady, NoResults, NotFound, ThresholdRequired
 from app.services import scenarios
 from app.services.fleets import Question
 from app.services.risk import Filters, Sort
-from app.services.scenarios import Compared, Side, World
+from app.services.scenarios import Compared, Comparison, Moved, Side, World
 
 router = APIRouter(prefix="/risk", tags=["risk"], dependencies=[scope("read")])
 
@@ -165,6 +166,22 @@ class WorldSummary(LevelCounts):
     )
 
 
+class Move(BaseModel):
+    """Servers of one level in the base, and of one in the scenario."""
+
+    before: Level = Field(description="Their level in the base.", examples=["normal"])
+    after: Level | None = Field(description="Their level in the scenario; null: retired.", examples=["high"])
+    servers: int = Field(description="How many.", examples=[4])
+
+
+class MovedCounts(BaseModel):
+    """Servers whose answer differs, by whether they are at risk (`risk_high`)."""
+
+    entered: int = Field(description="At risk in the scenario alone.", examples=[5])
+    left: int = Field(description="At risk in the base alone; retired ones included.", examples=[2])
+    stayed: int = Field(description="At risk in both, or in neither.", examples=[31])
+
+
 class ScenarioPage(Page[ScenarioItem]):
     """Both worlds, side by side. Filters and sort go by the scenario; retired servers count as they were."""
 
@@ -175,6 +192,8 @@ class ScenarioPage(Page[ScenarioItem]):
     selected: list[int] = Field(description="How many servers each change acts on.", examples=[[40, 120, 1, 1]])
     base: WorldSummary = Field(description="The fleet as it is.")
     scenario: WorldSummary = Field(description="The fleet as it would be.")
+    moved: MovedCounts = Field(description="Who comes to be at risk, and who no longer is.")
+    moves: list[Move] = Field(description="All servers, counted by their level in both worlds.")
 
 
 @router.post(
@@ -189,6 +208,9 @@ async def compare(
     changed: Annotated[
         bool, Query(description="Only servers whose answer differs between the worlds.", examples=[True])
     ] = False,
+    moved: Annotated[
+        Moved | None, Query(description="Only servers that came to be at risk, or left, or neither.", examples=["left"])
+    ] = None,
     level: Annotated[
         list[Level], Query(description="Only servers at one of these levels in the scenario.", examples=[["high"]])
     ] = [],  # noqa: B006
@@ -218,6 +240,7 @@ async def compare(
         paging.after(tuple[UUID, str]),
         paging.limit + 1,
         changed_only=changed,
+        moved=moved,
     )
     page = paging.page(
         [_item(server, found.frequency) for server in found.servers],
@@ -231,6 +254,8 @@ async def compare(
         selected=found.selected,
         base=_world(found.base),
         scenario=_world(found.scenario),
+        moved=MovedCounts(**found.moved),
+        moves=_moves(found),
         items=page.items,
         next_cursor=page.next_cursor,
     )
@@ -282,6 +307,16 @@ def _side(side: Side, frequency: Frequency) -> SideAnswer:
             "overdue": side.overdue,
         }
     )
+
+
+def _moves(found: Comparison) -> list[Move]:
+    """The most urgent levels first."""
+    order = {level: place for place, level in enumerate((*LEVELS, None))}
+    moves = sorted(found.moves.items(), key=lambda move: (order[move[0][0]], order[move[0][1]]))
+    return [
+        Move.model_validate({"before": before, "after": after, "servers": servers})
+        for (before, after), servers in moves
+    ]
 
 
 def _world(world: World) -> WorldSummary:

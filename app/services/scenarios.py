@@ -6,8 +6,10 @@ have left. It leaves out the formulas of an answer (domain/risk.py), which are t
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 from uuid import UUID
 
 import numpy as np
@@ -79,6 +81,10 @@ class Retire:
 
 Change = Growth | NewThreshold | Capacity | Retire
 
+Moved = Literal["entered", "left", "stayed"]
+"""Whose answer differs: at risk (`risk_high`) in the scenario alone; in the base alone, retired ones included; in both
+or in neither."""
+
 
 @dataclass(frozen=True, eq=False)
 class Side:
@@ -118,7 +124,11 @@ class World:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """`selected` servers of each change, in the order of the changes."""
+    """`selected` servers of each change, in the order of the changes.
+
+    `moves` counts all servers by their level in the base and in the scenario (None: retired), `moved` those whose
+    answer differs; `servers` are the page that was asked for.
+    """
 
     forecast_id: UUID
     metric: str
@@ -128,6 +138,8 @@ class Comparison:
     selected: list[int]
     base: World
     scenario: World
+    moves: dict[tuple[str, str | None], int]
+    moved: dict[Moved, int]
     servers: list[Compared]
 
 
@@ -139,6 +151,7 @@ class Outcome:
     risk: Risk
     kept: Flags
     changed: Flags
+    moved: dict[Moved, Flags]
     selected: list[int]
 
 
@@ -158,6 +171,7 @@ class ScenarioService:
         limit: int,
         *,
         changed_only: bool = False,
+        moved: Moved | None = None,
     ) -> Comparison:
         """Both worlds, and up to `limit` servers from the one after `after` on; filters and sort go by the scenario.
 
@@ -173,6 +187,7 @@ class ScenarioService:
             lambda: asyncio.to_thread(outcome_of, fleet, base, changes, self._fleets.levels),
         )
         among = outcome.changed if changed_only else np.ones(len(fleet.servers), dtype=np.bool_)
+        among = among if moved is None else outcome.moved[moved]
         rows = await asyncio.to_thread(
             chosen, fleet, outcome.risk, filters, sort, after[1] if after else None, limit, among
         )
@@ -185,6 +200,8 @@ class ScenarioService:
             outcome.selected,
             _world(base.thresholds, base.risk, np.ones(len(fleet.servers), dtype=np.bool_)),
             _world(outcome.thresholds, outcome.risk, outcome.kept),
+            _moves(base.risk, outcome),
+            {name: int(those.sum()) for name, those in outcome.moved.items()},
             _compared(fleet, base, outcome, rows, lead_times(fleet, question.lead_time_days, self._planning)),
         )
 
@@ -231,7 +248,17 @@ def outcome_of(fleet: Fleet, base: Judged, changes: Sequence[Change], levels: Le
         before, after = getattr(base.risk, one.name), getattr(found, one.name)
         same = (before == after) | (_absent(before) & _absent(after))
         changed |= ~same
-    return Outcome(draft.thresholds, found, draft.kept, changed, selected)
+    moved = _moved(base.risk.risk_high, found.risk_high & draft.kept, changed)
+    return Outcome(draft.thresholds, found, draft.kept, changed, moved, selected)
+
+
+def _moved(before: Flags, after: Flags, changed: Flags) -> dict[Moved, Flags]:
+    return {"entered": after & ~before, "left": before & ~after, "stayed": changed & (before == after)}
+
+
+def _moves(base: Risk, outcome: Outcome) -> dict[tuple[str, str | None], int]:
+    after = np.where(outcome.kept, outcome.risk.level, None)
+    return dict(Counter(zip(base.level.tolist(), after.tolist(), strict=True)))
 
 
 def _selected(fleet: Fleet, where: Where, kept: Flags, pointer: str) -> Rows:

@@ -121,6 +121,30 @@ async def test_thresholds_move_and_servers_leave(client: httpx.AsyncClient, worl
     assert everyone["scenario"]["servers"] == everyone["scenario"]["expected_breaches"] == 0
 
 
+async def test_who_comes_to_be_at_risk_and_who_no_longer_is(client: httpx.AsyncClient, world: World) -> None:
+    await world.forecast(await world.dataset())
+    changes: list[BODY] = [
+        {"kind": "growth", "percent": 10, "where": {"server_ids": ["SRV-5"]}},
+        {"kind": "growth", "percent": 1, "where": {"server_ids": ["SRV-1"]}},
+        {"kind": "retire", "where": {"server_ids": ["SRV-3", "SRV-4"]}},
+    ]
+    body = await ask(client, changes)
+    assert body["moved"] == {"entered": 1, "left": 1, "stayed": 2}
+    listed = {
+        moved: set(by_id(await ask(client, changes, query={"moved": moved}))) for moved in ("entered", "left", "stayed")
+    }
+    assert listed == {"entered": {"SRV-5"}, "left": {"SRV-3"}, "stayed": {"SRV-1", "SRV-4"}}
+    changed = await ask(client, changes, query={"changed": "true"})
+    assert set(by_id(changed)) == set().union(*listed.values())
+    everybody = by_id(body)
+    told = {(move["before"], move["after"]): move["servers"] for move in body["moves"]}
+    seen = [(its["base"]["level"], (its["scenario"] or {"level": None})["level"]) for its in everybody.values()]
+    assert told == {move: seen.count(move) for move in seen}
+    assert sum(told.values()) == 5
+    assert body["moves"][0] == {"before": "very_high", "after": "very_high", "servers": 1}
+    await ask(client, changes, 422, query={"moved": "away"})
+
+
 async def test_pages_belong_to_one_scenario(client: httpx.AsyncClient, world: World) -> None:
     dataset = await world.dataset()
     forecast = await world.forecast(dataset)
