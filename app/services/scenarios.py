@@ -257,8 +257,8 @@ def _moved(before: Flags, after: Flags, changed: Flags) -> dict[Moved, Flags]:
 
 
 def _moves(base: Risk, outcome: Outcome) -> dict[tuple[str, str | None], int]:
-    after = np.where(outcome.kept, outcome.risk.level, None)
-    return dict(Counter(zip(base.level.tolist(), after.tolist(), strict=True)))
+    levels = zip(base.level.tolist(), outcome.risk.level.tolist(), outcome.kept.tolist(), strict=True)
+    return dict(Counter((before, after if is_kept else None) for before, after, is_kept in levels))
 
 
 def _selected(fleet: Fleet, where: Where, kept: Flags, pointer: str) -> Rows:
