@@ -1,8 +1,10 @@
-"""Forecasts as pictures: little fans drawn here as SVG paths, and the figures of the charts that the browser draws.
+"""Forecasts as pictures: little fans and what-ifs drawn here as SVG paths, and the figures of the charts that the
+browser draws.
 
 Pure functions over arrays; colours and sizes are the style sheet's.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +19,18 @@ WIDTH, HEIGHT = 140.0, 36.0
 
 POINTS = 70
 """Most points of a little fan; longer horizons are drawn in blocks."""
+
+FLOW_WIDTH, FLOW_HEIGHT = 380.0, 190.0
+"""Of the picture of a scenario."""
+
+LEFT, RIGHT, BAR = 112.0, 258.0, 10.0
+"""Where its two columns of bars begin, and how wide a bar is; names and counts stand outside."""
+
+LEAST, GAP = 15.0, 5.0
+"""Height of the smallest bar, so that its name fits beside it; between two bars."""
+
+SHIFT_WIDTH, SHIFT_BEYOND = 140.0, 134.0
+"""Of a runway that moved: its width, and where those end that the horizon does not reach."""
 
 DAY = np.timedelta64(1, "D")
 
@@ -50,6 +64,102 @@ def fan(p10: Array, p50: Array, p90: Array, threshold: float) -> Fan:
         threshold=round(float(y(threshold)), 1),
         words=f"p10 to p90 between {p10.min():.4g} and {p90.max():.4g}, threshold {threshold:.4g}",
     )
+
+
+@dataclass(frozen=True)
+class Bar:
+    """So many servers of a level (None: retired) on one side of a flow."""
+
+    level: str | None
+    servers: int
+    y: float
+    height: float
+
+    @property
+    def middle(self) -> float:
+        return self.y + self.height / 2
+
+
+@dataclass(frozen=True)
+class Ribbon:
+    """Servers on their way from one bar to another."""
+
+    before: str
+    after: str | None
+    servers: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Servers by level in two worlds, in a box of `FLOW_WIDTH` by `FLOW_HEIGHT`."""
+
+    before: list[Bar]
+    after: list[Bar]
+    ribbons: list[Ribbon]
+
+
+def flow(moves: Mapping[tuple[str, str | None], int], levels: Sequence[str]) -> Flow:
+    """`moves` counts servers by their level before and after; bars stand in the order of `levels`, who left last."""
+    order: list[str | None] = [*levels, None]
+    before = _bars({level: _sum(moves, 0, level) for level in levels})
+    after = _bars({level: _sum(moves, 1, level) for level in order})
+    ribbons = []
+    leaving, coming = ({bar.level: bar.y for bar in bars} for bars in (before, after))
+    for first in before:
+        for last in after:
+            if servers := moves.get((str(first.level), last.level), 0):
+                out, into = servers / first.servers * first.height, servers / last.servers * last.height
+                top, bottom = leaving[first.level], coming[last.level]
+                ribbons.append(
+                    Ribbon(str(first.level), last.level, servers, _ribbon(top, top + out, bottom, bottom + into))
+                )
+                leaving[first.level] += out
+                coming[last.level] += into
+    return Flow(before, after, ribbons)
+
+
+def _sum(moves: Mapping[tuple[str, str | None], int], side: int, level: str | None) -> int:
+    return sum(servers for move, servers in moves.items() if move[side] == level)
+
+
+def _bars(counts: Mapping[str | None, int] | Mapping[str, int]) -> list[Bar]:
+    """Those of the levels that have servers: each as high as it needs to be, and what is left shared out by number."""
+    shown = {level: servers for level, servers in counts.items() if servers}
+    room = FLOW_HEIGHT - len(shown) * LEAST - (len(shown) - 1) * GAP
+    total = sum(shown.values())
+    bars, y = [], 0.0
+    for level, servers in shown.items():
+        height = LEAST + room * servers / total
+        bars.append(Bar(level, servers, round(y, 1), round(height, 1)))
+        y += height + GAP
+    return bars
+
+
+def _ribbon(top: float, bottom: float, to_top: float, to_bottom: float) -> str:
+    start, end = LEFT + BAR, RIGHT
+    middle = (start + end) / 2
+    return (
+        f"M{start:g} {top:.1f}C{middle:g} {top:.1f} {middle:g} {to_top:.1f} {end:g} {to_top:.1f}"
+        f"V{to_bottom:.1f}C{middle:g} {to_bottom:.1f} {middle:g} {bottom:.1f} {start:g} {bottom:.1f}Z"
+    )
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How a runway moved along the horizon: where it was, and where it is (None: the server left)."""
+
+    before: float
+    after: float | None
+
+
+def shift(before: float | None, after: float | None, horizon: float, *, retired: bool = False) -> Shift:
+    """Runways in days, None where `horizon` (in days) ends before."""
+
+    def x(runway: float | None) -> float:
+        return SHIFT_BEYOND if runway is None else round(6 + (SHIFT_BEYOND - 22) * runway / horizon, 1)
+
+    return Shift(x(before), None if retired else x(after))
 
 
 def figures(

@@ -32,7 +32,7 @@ from app.services.comparisons import why
 from app.services.fleets import Limits, Question
 from app.services.risk import Answer, Filters, Group, GroupCount, ServerRisk, Sort
 from app.storage.results import ResultMatrix
-from app.web import charts
+from app.web import charts, what_if
 from app.web.charts import Fan
 from app.web.render import CAUSES, PageRoute, page
 
@@ -152,11 +152,22 @@ async def risk(
             raise
         asks = isinstance(error, ThresholdRequired)
         return page("risk.html", glance=None, trouble=error, asks_threshold=asks, **common)
+    asked = await what_if.panel(
+        request,
+        services,
+        glance.forecast.id,
+        glance.model,
+        question.threshold,
+        glance.forecast.request.horizon,
+        glance.answer.frequency,
+    )
     positions = [(glance.forecast.id, server.server_id) for server in glance.answer.servers]
     shown = paging.page(glance.answer.servers, positions)
     return page(
         "risk.html",
+        status=asked.problem.status if asked.problem else 200,
         charts=True,
+        what_if=asked,
         glance=replace(glance, answer=replace(glance.answer, servers=shown.items)),
         points=await _points(services, replace(question, forecast_id=glance.forecast.id), filters),
         next_cursor=shown.next_cursor,

@@ -124,6 +124,11 @@ def days(count: float | None) -> str:
     return f"{shown}\u202fday" if shown == "1" else f"{shown}\u202fdays"
 
 
+def moved_by(count: float) -> str:
+    """Days that something came nearer, or went away: `−22 days`."""
+    return ("+" if count > 0 else "\u2212") + days(abs(count))
+
+
 def seconds(count: float | None) -> str:
     if count is None:
         return NONE
@@ -185,6 +190,7 @@ _environment.filters |= {
     "figure": figure,
     "limit": limit,
     "days": days,
+    "moved_by": moved_by,
     "seconds": seconds,
     "dollars": dollars,
     "moment": moment,
