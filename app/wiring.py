@@ -175,7 +175,7 @@ def _services(
         recommendations=Recommendations(database, fleets, profiles, compute, _recommended(settings)),
         explanations=Explanations(database, answers, store, compute, settings.country, settings.outlier_z),
         runs=Runs(database, queue, store, compute, place, canvas, janitor, work, _policy(settings)),
-        by_hand=ByHand(database, store, compute, settings.country, settings.chunk_seconds),
+        by_hand=ByHand(database, store, compute, settings.country, _levels(settings), settings.chunk_seconds),
         risk=RiskService(database, fleets, country=settings.country, planning=_planning(settings)),
         alerts=Alerts(database, fleets, Webhooks(Allowed.of(_listed(settings.webhook_allow)))),
         costs=Costs(database, _terms(settings)),
@@ -283,6 +283,7 @@ def _policy(settings: Settings) -> Policy:
         chunk_seconds=settings.chunk_seconds,
         outlier_z=settings.outlier_z,
         country=settings.country,
+        levels=_levels(settings),
     )
 
 

@@ -6,8 +6,8 @@ It leaves out where quantiles, thresholds and attributes come from (services/ris
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,12 @@ from app.domain.paths import Template
 Flags = NDArray[np.bool_]
 Names = NDArray[np.str_]
 
+Sort = Literal["runway", "breach_probability", "max_p90", "server_id"]
+
 LEVELS = ("very_high", "high", "normal", "underutilized")
+
+FORMULAS = 1
+"""Raise it when a formula changes: a stored answer of another number is no longer shown."""
 
 DEFAULT_THRESHOLD = {"percent": 90.0, "ratio": 0.9}
 """Thresholds of units that have a natural one."""
@@ -100,6 +105,10 @@ class Risk:
     headroom_pct: Array
     severity: Array
 
+    def at(self, rows: NDArray[np.intp]) -> "Risk":
+        """Some of its servers."""
+        return Risk(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -127,6 +136,24 @@ def assess(outlook: Outlook, thresholds: Array, template: Template, rules: Level
         for start in range(0, max(len(outlook), 1), block)
     ]
     return Risk(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Risk)})
+
+
+def order(found: Risk, sort: Sort) -> NDArray[np.intp]:
+    """Its servers, the most urgent first; ties stay as the servers are: by their ids."""
+    match sort:
+        case "runway":
+            return np.lexsort((-found.breach_probability, np.nan_to_num(found.runway_conservative, nan=np.inf)))
+        case "breach_probability":
+            return np.argsort(-found.breach_probability, kind="stable")
+        case "max_p90":
+            return np.argsort(-found.max_p90, kind="stable")
+        case "server_id":
+            return np.arange(len(found.level))
+
+
+def judged_by(levels: Levels, unit: str) -> dict[str, float | None]:
+    """All that an answer follows from beside the forecast and the servers' attributes, to tell an outdated one."""
+    return {"formulas": FORMULAS, "default_threshold": default_threshold(unit), **asdict(levels)}
 
 
 def percent(values: Array, thresholds: Array, unit: str) -> Array:

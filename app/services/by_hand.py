@@ -13,6 +13,7 @@ from uuid import UUID
 
 from app.compute import ChildDied, Compute, TooSlow
 from app.domain.forecast import Forecast, ForecastStatus
+from app.domain.risk import Levels
 from app.domain.run import Run, RunError, RunStatus
 from app.errors import Complaint, Conflict, Invalid, NotFound, TooLarge
 from app.services import judging
@@ -41,9 +42,11 @@ class Exported:
 
 
 class ByHand:
-    def __init__(self, database: Database, store: Store, compute: Compute, country: str, seconds: float) -> None:
+    def __init__(
+        self, database: Database, store: Store, compute: Compute, country: str, levels: Levels, seconds: float
+    ) -> None:
         self._database, self._store, self._compute = database, store, compute
-        self._country, self._seconds = country, seconds
+        self._country, self._levels, self._seconds = country, levels, seconds
 
     async def check(self, forecast_id: UUID) -> None:
         """Raises NotFound, or Conflict where results may not be brought, before anybody sends a large file."""
@@ -67,7 +70,8 @@ class ByHand:
             parts = [await self._part(plan, exported.file, "file", 0, folder)]
             if exported.backtest is not None:
                 parts.append(await self._part(plan, exported.backtest, "backtest", 1, folder))
-            judged = await self._compute.run(judge_run, judging.case(plan, CANVAS, parts), seconds=self._seconds)
+            case = judging.case(plan, CANVAS, parts, self._levels)
+            judged = await self._compute.run(judge_run, case, seconds=self._seconds)
         except (ChildDied, TooSlow) as died:
             raise TooLarge(f"The files could not be read within the limits: {died}.") from died
         return await self._stored(plan, judged)

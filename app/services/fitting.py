@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from app import forecasters
-from app.domain import shifts
+from app.domain import risk, shifts
 from app.domain.dataset import Unit, bounds
 from app.domain.evaluation import Scores, Trial, judge, seasonal_scale
-from app.domain.panel import MIN_VALUES, Array, Panel, Times
+from app.domain.panel import MIN_VALUES, Array, Frequency, Panel, Times
 from app.domain.paths import Template, template
 from app.domain.preparation import prepare
+from app.domain.risk import Levels, Outlook, Risk
 from app.failpoints import reach
 from app.storage.panels import load_panel
 
@@ -135,6 +136,26 @@ class Part:
     stand_in: str | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Yardstick:
+    """What a run's servers are judged against where nobody asks otherwise: each one's threshold and the bounds of the
+    metric, (servers,), and the rules of the levels."""
+
+    thresholds: Array
+    lower: Array
+    upper: Array
+    frequency: Frequency
+    rules: Levels
+
+
+@dataclass(frozen=True, eq=False)
+class Assessed:
+    """The risk of a run's servers, and what it was judged against."""
+
+    by: Yardstick
+    risk: Risk
+
+
 @dataclass(frozen=True)
 class Case:
     """All that was fitted for one run. `windows` back-tests, of which the newest `reported` are scored."""
@@ -150,6 +171,8 @@ class Case:
     seed: int
     period: int = 30
     """steps of a stretch of the horizon that scores are told apart by"""
+    yardstick: Yardstick | None = None
+    """None: the risk is not asked for, or some server has no threshold"""
 
 
 @dataclass(frozen=True)
@@ -157,7 +180,8 @@ class Judged:
     """What a run stores: float32 (servers, horizon, levels), per-server scores, the pooled ones, the path template.
 
     `weights` are means over the servers, `server_weights` (servers, members) each one's own, None but of an ensemble.
-    `shifted_at` (servers,): when the level shifted lately, NaT where it did not.
+    `shifted_at` (servers,): when the level shifted lately, NaT where it did not. `assessed` is None where nothing
+    was to be judged against.
     """
 
     values: Values
@@ -171,6 +195,7 @@ class Judged:
     server_weights: Values | None
     tally: Values
     shifted_at: Times
+    assessed: Assessed | None
     seconds: float
 
 
@@ -239,17 +264,29 @@ def judge_run(case: Case) -> Judged:
     for part in case.parts:
         if part.stand_in and part.window == 0:
             fallback[part.start : part.stop] = [part.stand_in] * (part.stop - part.start)
+    values = verdict.values.astype(np.float32)
+    paths = template(verdict.normal_scores, case.horizon, seed=case.seed, as_of=past.as_of)
     return Judged(
-        values=verdict.values.astype(np.float32),
+        values=values,
         as_of=past.as_of,
         fallback=tuple(fallback),
         per_server=verdict.per_server,
         scores=verdict.scores,
-        template=template(verdict.normal_scores, case.horizon, seed=case.seed, as_of=past.as_of),
+        template=paths,
         crossed=verdict.crossed,
         weights=weights,
         server_weights=server_weights,
         tally=verdict.tally.astype(np.float32),
         shifted_at=past.shifted_at,
+        assessed=_assessed(case, values, past.as_of, paths),
         seconds=time.perf_counter() - began,
     )
+
+
+def _assessed(case: Case, values: Values, as_of: Times, paths: Template) -> Assessed | None:
+    """By the values as they will be stored, so that a later judgement of those comes to the same."""
+    by = case.yardstick
+    if by is None:
+        return None
+    outlook = Outlook(values, case.levels, as_of, by.frequency, case.source.unit, by.lower, by.upper)
+    return Assessed(by, risk.assess(outlook, by.thresholds, paths, by.rules))

@@ -1,14 +1,15 @@
 """What every risk answer starts from: a run's results beside its servers, and their thresholds.
 
 It holds which forecast and which run are meant, which thresholds and lead times count for which server, and the last
-few fleets and answers in memory: results of a run never change, so what was just computed costs no second computation.
+few fleets and answers in memory: results change only with their run's revision, so what was just computed costs no
+second computation.
 It leaves out the formulas (domain/risk.py) and what is made of the answers: pages of servers (risk.py), totals
 (rollups.py), what-if (scenarios.py) and what changed (risk_diff.py).
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -35,6 +36,7 @@ V = TypeVar("V")
 
 _FLEETS_KEPT = 2
 _ANSWERS_KEPT = 16
+_CONTENTS_KEPT = 64
 
 _SMALLEST, _LARGEST = 1e-30, 1e30
 """Thresholds that single precision can hold, with room for a share of them."""
@@ -84,6 +86,23 @@ class Planning:
     buffer_pct: float = 0.0
 
 
+@dataclass(frozen=True)
+class Meant:
+    """What a question is about."""
+
+    forecast: Forecast
+    run: Run
+    contents: Contents
+
+    @property
+    def metric(self) -> str:
+        return self.forecast.request.metric
+
+    @property
+    def unit(self) -> Unit:
+        return self.contents.units[self.metric]
+
+
 @dataclass(frozen=True, eq=False)
 class Fleet:
     """A run's results beside what is known of its servers, in the order of the results."""
@@ -105,24 +124,18 @@ class Fleet:
 
     def attribute(self, name: str) -> list[str | None]:
         """Of each server, as text; None where it has none."""
-        found = (server.attributes.get(name) for server in self.servers)
-        return [None if value is None else str(value) for value in found]
+        return texts(self.servers, name)
 
     def has_attribute(self, name: str) -> bool:
         return any(name in server.attributes for server in self.servers)
 
     def quantity(self, name: str) -> Array:
         """A numeric attribute of each server, (servers,); NaN where it has none above 0."""
-        found = (_positive(server.attributes.get(name)) for server in self.servers)
-        return np.array([np.nan if value is None else value for value in found])
+        return quantities(self.servers, name)
 
     def outlook(self) -> Outlook:
         """The forecasts with the bounds of their metric."""
-        lower, upper = np.full(len(self.matrix), -np.inf), np.full(len(self.matrix), np.inf)
-        if self.unit is not Unit.ABSOLUTE:
-            full = 100.0 if self.unit is Unit.PERCENT else 1.0
-            lower = np.zeros(len(self.matrix))
-            upper = np.array([max(full, server.maxima.get(self.metric, full)) for server in self.servers])
+        lower, upper = bounds(self.servers, self.metric, self.unit)
         matrix = self.matrix
         return Outlook(matrix.values, matrix.levels, matrix.as_of, self.contents.frequency, self.unit, lower, upper)
 
@@ -147,14 +160,23 @@ class Fleets:
         self._database = database
         self._results = results
         self.levels = levels
-        self._fleets: Recent[UUID, Fleet] = Recent(_FLEETS_KEPT)
-        self._answers: Recent[tuple[UUID, Limits], Judged] = Recent(_ANSWERS_KEPT)
+        self._fleets: Recent[tuple[UUID, int], Fleet] = Recent(_FLEETS_KEPT)
+        self._answers: Recent[tuple[UUID, int, Limits], Judged] = Recent(_ANSWERS_KEPT)
+        self._contents: Recent[UUID, Contents] = Recent(_CONTENTS_KEPT)
 
     async def of(self, question: Question) -> Fleet:
+        """Raises what `meant` raises, and NoResults."""
+        return await self.whole(await self.meant(question))
+
+    async def meant(self, question: Question) -> Meant:
         """Raises NotFound, ForecastNotReady, NoResults, Invalid (a model or a metric that the forecast lacks)."""
         forecast = await self.forecast(question)
-        run = run_of(forecast, question.model)
-        return await self._fleets.get(run.id, lambda: self.load(forecast, run))
+        return Meant(forecast, run_of(forecast, question.model), await self._contents_of(forecast))
+
+    async def whole(self, meant: Meant) -> Fleet:
+        """All servers of the run; the last few are kept. Raises NoResults."""
+        run = meant.run
+        return await self._fleets.get((run.id, run.revision), lambda: self.load(meant.forecast, run))
 
     async def judged(self, fleet: Fleet, limits: Limits) -> Judged:
         """Raises ThresholdRequired, Invalid (a threshold that cannot be one, of a group that there is not)."""
@@ -163,7 +185,7 @@ class Fleets:
                 detail = f"No server of the forecast has {group.attribute} {group.value!r}."
                 raise Invalid(detail, errors=[Complaint("?group_threshold", "unknown-group", detail)])
         return await self._answers.get(
-            (fleet.run.id, limits), lambda: asyncio.to_thread(judge, fleet, limits, self.levels)
+            (fleet.run.id, fleet.run.revision, limits), lambda: asyncio.to_thread(judge, fleet, limits, self.levels)
         )
 
     async def forecast(self, question: Question) -> Forecast:
@@ -180,27 +202,37 @@ class Fleets:
             raise Invalid(detail, errors=[Complaint("?metric", "unknown-metric", detail)])
         return forecast
 
-    async def load(self, forecast: Forecast, run: Run, server_id: str | None = None) -> Fleet:
-        """All servers of a run, or one."""
-        only = None if server_id is None else [server_id]
+    async def load(self, forecast: Forecast, run: Run, only: Sequence[str] | None = None) -> Fleet:
+        """All servers of a run, or some."""
         try:
             found = await (
-                self._results.matrix(run.id) if only is None else self._results.some(run.id, only=only, limit=1)
+                self._results.matrix(run.id) if only is None else self._results.some(run.id, only=only, limit=len(only))
             )
         except LookupError:
             found = None
         if found is None:
             raise NoResults(f"The run of {run.model} in forecast {forecast.id} stored no results.")
         template = await self._results.template(run.id)
+        contents = await self._contents_of(forecast)
         async with self._database.connect() as connection:
-            dataset = await datasets.get(connection, forecast.request.dataset_id)
             known = {s.server_id: s for s in await datasets.servers(connection, forecast.request.dataset_id, only)}
-        assert dataset is not None, "a forecast keeps its dataset"
         horizon = found.values.shape[1]
         if template is None or template.horizon < horizon:
             template = paths.autoregressive(horizon)
         servers = tuple(known[name] for name in found.server_ids)
-        return Fleet(forecast, run, dataset.contents, found, servers, template)
+        return Fleet(forecast, run, contents, found, servers, template)
+
+    async def _contents_of(self, forecast: Forecast) -> Contents:
+        """What is known of the forecast's dataset as a whole, which never changes."""
+        dataset_id = forecast.request.dataset_id
+
+        async def read() -> Contents:
+            async with self._database.connect() as connection:
+                dataset = await datasets.get(connection, dataset_id)
+            assert dataset is not None, "a forecast keeps its dataset"
+            return dataset.contents
+
+        return await self._contents.get(dataset_id, read)
 
 
 def run_of(forecast: Forecast, model: str | None) -> Run:
@@ -253,16 +285,42 @@ def known_thresholds(fleet: Fleet, limits: Limits) -> Array:
         check_threshold(limits.threshold, fleet, "?threshold")
         found = np.full(len(fleet.servers), limits.threshold)
     else:
-        default = risk.default_threshold(fleet.unit)
-        found = np.full(len(fleet.servers), np.nan if default is None else default)
-        for name in ("capacity", "threshold") if fleet.unit is Unit.ABSOLUTE else ("threshold",):
-            own = fleet.quantity(name)
-            found = np.where(np.isnan(own), found, own)
+        found = own_thresholds(fleet.servers, fleet.unit)
     grouped = np.full(len(fleet.servers), np.inf)
     for group in limits.groups:
         inside = np.array([value == group.value for value in fleet.attribute(group.attribute)], dtype=np.bool_)
         grouped[inside] = np.minimum(grouped[inside], group.threshold)
     return np.where(np.isfinite(grouped), grouped, found)
+
+
+def own_thresholds(servers: Sequence[Server], unit: Unit) -> Array:
+    """Of each server where none is asked for; NaN where there is none."""
+    default = risk.default_threshold(unit)
+    found = np.full(len(servers), np.nan if default is None else default)
+    for name in ("capacity", "threshold") if unit is Unit.ABSOLUTE else ("threshold",):
+        own = quantities(servers, name)
+        found = np.where(np.isnan(own), found, own)
+    return found
+
+
+def bounds(servers: Sequence[Server], metric: str, unit: Unit) -> tuple[Array, Array]:
+    """What no quantile of each server is under or over."""
+    if unit is Unit.ABSOLUTE:
+        return np.full(len(servers), -np.inf), np.full(len(servers), np.inf)
+    full = 100.0 if unit is Unit.PERCENT else 1.0
+    return np.zeros(len(servers)), np.array([max(full, server.maxima.get(metric, full)) for server in servers])
+
+
+def texts(servers: Sequence[Server], name: str) -> list[str | None]:
+    """An attribute of each server; None where it has none."""
+    found = (server.attributes.get(name) for server in servers)
+    return [None if value is None else str(value) for value in found]
+
+
+def quantities(servers: Sequence[Server], name: str) -> Array:
+    """A numeric attribute of each server, (servers,); NaN where it has none above 0."""
+    found = (_positive(server.attributes.get(name)) for server in servers)
+    return np.array([np.nan if value is None else value for value in found])
 
 
 def check_threshold(threshold: float, fleet: Fleet, pointer: str) -> None:

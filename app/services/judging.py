@@ -12,18 +12,22 @@ from uuid import UUID
 
 import numpy as np
 
-from app.domain import tally
-from app.domain.dataset import Dataset, Server
+from app.domain import risk, tally
+from app.domain.dataset import Dataset, Server, Unit
 from app.domain.forecast import Forecast
-from app.domain.panel import MIN_VALUES
+from app.domain.panel import MIN_VALUES, Frequency, Times
+from app.domain.risk import Levels
 from app.errors import Fatal, NotFound
-from app.services.fitting import Case, Judged, Part, Source
+from app.services import fleets
+from app.services.fitting import Assessed, Case, Judged, Part, Source, Yardstick
 from app.storage import datasets as stored_datasets
 from app.storage import forecasts as stored_forecasts
 from app.storage import results as stored_results
+from app.storage import risk_rows
 from app.storage.artifacts import Store
 from app.storage.database import Connection, Database
 from app.storage.results import SCORES, ResultMatrix
+from app.storage.risk_rows import GROUPS, Standing
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,9 @@ def _longest(servers: Sequence[Server]) -> int:
     return max((server.rows for server in servers), default=0)
 
 
-def case(plan: Plan, model: str, parts: Sequence[Part]) -> Case:
-    """What the judge is given."""
-    request = plan.forecast.request
+def case(plan: Plan, model: str, parts: Sequence[Part], rules: Levels) -> Case:
+    """What the judge is given; `rules` are those of the levels of risk."""
+    request, contents = plan.forecast.request, plan.dataset.contents
     return Case(
         model=model,
         source=plan.source,
@@ -91,8 +95,20 @@ def case(plan: Plan, model: str, parts: Sequence[Part]) -> Case:
         reported=min(request.backtest_windows, plan.windows),
         parts=tuple(parts),
         seed=plan.forecast.id.int % 2**32,
-        period=tally.period(plan.dataset.contents.frequency),
+        period=tally.period(contents.frequency),
+        yardstick=yardstick(plan.eligible, request.metric, plan.source.unit, contents.frequency, rules),
     )
+
+
+def yardstick(
+    servers: Sequence[Server], metric: str, unit: Unit, frequency: Frequency, rules: Levels
+) -> Yardstick | None:
+    """Each server's own threshold; None where one has none, for then nobody is answered without `threshold=`."""
+    thresholds = fleets.own_thresholds(servers, unit)
+    if np.isnan(thresholds).any():
+        return None
+    lower, upper = fleets.bounds(servers, metric, unit)
+    return Yardstick(thresholds, lower, upper, frequency, rules)
 
 
 def columns(plan: Plan, judged: Judged, seconds: float, report: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +136,7 @@ def stood_in(judged: Judged) -> int:
 
 
 async def keep(connection: Connection, run_id: UUID, plan: Plan, judged: Judged) -> None:
-    """The results, in the caller's transaction."""
+    """The results and the risk that follows from them, in the caller's transaction."""
     found = ResultMatrix(
         server_ids=plan.servers,
         as_of=judged.as_of,
@@ -135,3 +151,16 @@ async def keep(connection: Connection, run_id: UUID, plan: Plan, judged: Judged)
     )
     await stored_results.write(connection, run_id, found)
     await stored_results.write_template(connection, run_id, judged.template)
+    if judged.assessed is not None:
+        await keep_risk(connection, run_id, plan.eligible, plan.source.unit, judged.as_of, judged.assessed)
+
+
+async def keep_risk(
+    connection: Connection, run_id: UUID, servers: Sequence[Server], unit: Unit, as_of: Times, assessed: Assessed
+) -> None:
+    """What lists are read from; `as_of` (servers,). In the caller's transaction."""
+    thresholds = assessed.by.thresholds
+    standing = Standing(risk.judged_by(assessed.by.rules, unit), fleets.shared(thresholds), as_of.max())
+    names = [server.server_id for server in servers]
+    groups = {name: fleets.texts(servers, name) for name in GROUPS}
+    await risk_rows.write(connection, run_id, standing, names, thresholds, assessed.risk, groups)

@@ -6,10 +6,11 @@ thresholds come from (fleets.py), and how an answer is written (api/risk.py).
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 from uuid import UUID
 
 import numpy as np
@@ -25,6 +26,7 @@ from app.services.fleets import (
     Fleets,
     Judged,
     Limits,
+    Meant,
     Planning,
     Question,
     Rows,
@@ -32,10 +34,14 @@ from app.services.fleets import (
     lead_times,
     run_of,
 )
-from app.storage import risk as stored
-from app.storage.database import Database
+from app.storage import risk as newest_forecasts
+from app.storage import risk_rows
+from app.storage.database import Connection, Database
+from app.storage.risk_rows import Count, Found, Standing
 
-Sort = Literal["runway", "breach_probability", "max_p90", "server_id"]
+Read = TypeVar("Read")
+
+Sort = risk.Sort
 Group = Literal["business_unit", "region", "criticality"]
 Position = tuple[UUID, str]
 """Where a list goes on: the forecast that it is of, and the last server seen."""
@@ -148,19 +154,21 @@ class RiskService:
         """
         if after is not None:
             question = replace(question, forecast_id=after[0])
-        fleet = await self._fleets.of(question)
-        judged = await self._fleets.judged(fleet, question.limits)
-        start = after[1] if after else None
-        rows = await asyncio.to_thread(chosen, fleet, judged.risk, filters, sort, start, limit)
-        shown = partial(_shown, fleet, judged, self._country, self._planning, question.lead_time_days)
-        return Answer(
-            fleet.forecast.id,
-            fleet.metric,
-            fleet.contents.frequency,
-            judged.threshold,
-            fleet.matrix.as_of.max(),
-            await asyncio.to_thread(shown, rows),
-        )
+        meant = await self._fleets.meant(question)
+        start, lead = after[1] if after else None, question.lead_time_days
+        wanted = {name: values for name, values in asdict(filters).items() if values}
+        page = partial(risk_rows.page, run_id=meant.run.id, wanted=wanted, sort=sort, after=start, limit=limit)
+        stored = await self._stored(meant, question.limits, page)
+        if stored is not None:
+            standing, found = stored
+            threshold, as_of, servers = standing.threshold, standing.as_of, await self._of_page(meant, found, lead)
+        else:
+            fleet = await self._fleets.whole(meant)
+            judged = await self._fleets.judged(fleet, question.limits)
+            threshold, as_of = judged.threshold, fleet.matrix.as_of.max()
+            rows = await asyncio.to_thread(chosen, fleet, judged.risk, filters, sort, start, limit)
+            servers = await self._shown(fleet, judged, lead, rows)
+        return Answer(meant.forecast.id, meant.metric, meant.contents.frequency, threshold, as_of, servers)
 
     async def server(
         self, server_id: str, limits: Limits, lead_time_days: float | None = None
@@ -170,7 +178,7 @@ class RiskService:
         Raises NotFound when there is none.
         """
         async with self._database.connect() as connection:
-            newest = await stored.newest_of_server(connection, server_id)
+            newest = await newest_forecasts.newest_of_server(connection, server_id)
         if not newest:
             raise NotFound(
                 f"No succeeded forecast has a server {server_id!r}. GET /risk/servers lists those there are."
@@ -178,33 +186,65 @@ class RiskService:
         answers, without = [], []
         for found in newest:
             forecast = await self._fleets.forecast(Question(found.forecast_id))
-            fleet = await self._fleets.load(forecast, run_of(forecast, None), server_id)
+            fleet = await self._fleets.load(forecast, run_of(forecast, None), [server_id])
             try:
                 judged = await asyncio.to_thread(judge, fleet, limits, self._fleets.levels)
             except ThresholdRequired:
                 without.append(found.metric)
                 continue
-            shown = partial(_shown, fleet, judged, self._country, self._planning, lead_time_days)
-            answers += await asyncio.to_thread(shown, np.arange(1))
+            answers += await self._shown(fleet, judged, lead_time_days, np.arange(1))
         return answers, without
 
     async def summary(self, question: Question, by: Group) -> Summary:
         """How many servers are at each level, in all and per value of an attribute. Raises what `servers` raises."""
-        fleet = await self._fleets.of(question)
-        judged = await self._fleets.judged(fleet, question.limits)
-        rows: dict[str | None, list[int]] = {}
-        for row, group in enumerate(fleet.attribute(by)):
-            rows.setdefault(group, []).append(row)
-        names = sorted(rows, key=lambda name: (name is None, name))
+        meant = await self._fleets.meant(question)
+        stored = await self._stored(meant, question.limits, partial(risk_rows.counts, run_id=meant.run.id, by=by))
+        if stored is not None:
+            standing, counted = stored
+            threshold, as_of, counts = standing.threshold, standing.as_of, counted
+        else:
+            fleet = await self._fleets.whole(meant)
+            judged = await self._fleets.judged(fleet, question.limits)
+            threshold, as_of = judged.threshold, fleet.matrix.as_of.max()
+            counts = _counts(fleet.attribute(by), judged.risk)
+        groups: dict[str | None, list[Count]] = {}
+        for each in counts:
+            groups.setdefault(each.group, []).append(each)
         return Summary(
-            fleet.forecast.id,
-            fleet.metric,
-            fleet.contents.frequency,
-            judged.threshold,
-            fleet.matrix.as_of.max(),
-            count(None, judged.risk, np.arange(len(fleet.servers))),
-            [count(name, judged.risk, np.array(rows[name])) for name in names],
+            meant.forecast.id,
+            meant.metric,
+            meant.contents.frequency,
+            threshold,
+            as_of,
+            _total(None, counts),
+            [_total(name, groups[name]) for name in sorted(groups, key=lambda name: (name is None, name))],
         )
+
+    async def _stored(
+        self, meant: Meant, limits: Limits, read: Callable[[Connection], Awaitable[Read]]
+    ) -> tuple[Standing, Read] | None:
+        """What is read of the run's stored risk, if that answers: every server at the threshold that it was judged by
+        when the run ended, under the rules of today."""
+        if limits.groups:
+            return None
+        async with self._database.connect() as connection:
+            rules = risk.judged_by(self._fleets.levels, meant.unit)
+            standing = await risk_rows.standing(connection, meant.run.id, rules)
+            if standing is None or limits.threshold not in (None, standing.threshold):
+                return None
+            return standing, await read(connection)
+
+    async def _of_page(self, meant: Meant, found: Found, lead_time_days: float | None) -> list[ServerRisk]:
+        """With what the fleet of these servers alone says of them."""
+        if not found.server_ids:
+            return []
+        fleet = await self._fleets.load(meant.forecast, meant.run, found.server_ids)
+        by_id = np.argsort(found.server_ids)
+        judged = Judged(found.thresholds[by_id], found.risk.at(by_id))
+        return await self._shown(fleet, judged, lead_time_days, np.argsort(by_id))
+
+    async def _shown(self, fleet: Fleet, judged: Judged, lead_time_days: float | None, rows: Rows) -> list[ServerRisk]:
+        return await asyncio.to_thread(_shown, fleet, judged, self._country, self._planning, lead_time_days, rows)
 
 
 def chosen(
@@ -217,15 +257,7 @@ def chosen(
     among: NDArray[np.bool_] | None = None,
 ) -> Rows:
     """Rows of the page: sorted, then filtered, then from behind `after` on. Ties go by server_id, byte by byte."""
-    match sort:
-        case "runway":
-            order = np.lexsort((-found.breach_probability, np.nan_to_num(found.runway_conservative, nan=np.inf)))
-        case "breach_probability":
-            order = np.argsort(-found.breach_probability, kind="stable")
-        case "max_p90":
-            order = np.argsort(-found.max_p90, kind="stable")
-        case "server_id":
-            order = np.arange(len(fleet.servers))
+    order = risk.order(found, sort)
     passes = np.ones(len(fleet.servers), dtype=np.bool_) if among is None else among.copy()
     if filters.level:
         passes &= np.isin(found.level, filters.level)
@@ -331,6 +363,19 @@ def count(group: str | None, found: Risk, rows: Rows) -> GroupCount:
     return GroupCount(
         group, len(rows), int(found.risk_high[rows].sum()), {level: levels.get(level, 0) for level in risk.LEVELS}
     )
+
+
+def _counts(groups: Sequence[str | None], found: Risk) -> list[Count]:
+    at = list(zip(groups, found.level.tolist(), strict=True))
+    high = Counter(pair for pair, at_risk in zip(at, found.risk_high.tolist(), strict=True) if at_risk)
+    return [Count(*pair, servers, high[pair]) for pair, servers in Counter(at).items()]
+
+
+def _total(group: str | None, counts: Sequence[Count]) -> GroupCount:
+    levels = dict.fromkeys(risk.LEVELS, 0)
+    for each in counts:
+        levels[each.level] += each.servers
+    return GroupCount(group, sum(levels.values()), sum(each.risk_high for each in counts), levels)
 
 
 def _known(value: float, default: float | None = None) -> float | None:

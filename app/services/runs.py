@@ -24,6 +24,7 @@ from app import forecasters
 from app.canvas.stages import Stage
 from app.compute import ChildDied, Compute, TooSlow
 from app.domain.cost import Settled
+from app.domain.risk import Levels
 from app.domain.run import Claim, Run, RunError, RunStatus
 from app.errors import Fatal, Transient, Unavailable
 from app.failpoints import reach
@@ -64,6 +65,7 @@ class Policy:
     chunk_seconds: float
     outlier_z: float
     country: str
+    levels: Levels
 
 
 @dataclass
@@ -255,7 +257,7 @@ class Runs:
         return judged, plan, [fitted for _, fitted in made]
 
     async def _judged(self, plan: Plan, model: str, parts: Sequence[Part]) -> Judged:
-        case = judging.case(plan, model, parts)
+        case = judging.case(plan, model, parts, self._policy.levels)
         return await self._compute.run(judge_run, case, seconds=self._policy.chunk_seconds)
 
     async def _plan(self, claim: Claim) -> Plan:

@@ -22,7 +22,7 @@ from app.domain.paths import Template
 from app.domain.quantiles import BASE
 from app.domain.tally import SUMS
 from app.storage.database import Database
-from app.storage.tables import forecasts, results, run_paths, runs
+from app.storage.tables import forecasts, results, risks, run_paths, run_risks, runs
 
 Reals = NDArray[np.float32]
 
@@ -88,8 +88,8 @@ async def write_template(connection: AsyncConnection, run_id: UUID, template: Te
 
 
 async def clear(connection: AsyncConnection, run_id: UUID) -> None:
-    """Make room for other results of the same run."""
-    for table in (results, run_paths):
+    """Make room for other results of the same run, and for what is said of them."""
+    for table in (results, run_paths, risks, run_risks):
         await connection.execute(sa.delete(table).where(table.c.run_id == run_id))
 
 

@@ -223,6 +223,44 @@ run_paths = sa.Table(
     sa.Column("between", sa.REAL, comment="correlation of two servers on one date, where known"),
 )
 
+run_risks = sa.Table(
+    "run_risks",
+    metadata,
+    sa.Column("run_id", UUID, sa.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("rules", JSONB, nullable=False, comment="what the run's risk was judged by; domain/risk.py"),
+    sa.Column("threshold", sa.Float, comment="of all its servers; null: they differ"),
+    sa.Column("as_of", Time, nullable=False, comment="the newest of its servers"),
+)
+"""Runs whose servers have their rows in `risks`."""
+
+risks = sa.Table(
+    "risks",
+    metadata,
+    sa.Column("run_id", UUID, sa.ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("server_id", sa.Text(collation="C"), primary_key=True),
+    sa.Column("threshold", sa.Float, nullable=False, comment="the server's own, else its unit's"),
+    sa.Column("level", sa.Text, nullable=False),
+    sa.Column("max_p90", sa.Float, nullable=False),
+    sa.Column("mean_p50", sa.Float, nullable=False),
+    sa.Column("breach_probability", sa.Float, nullable=False),
+    sa.Column("expected_breach_days", sa.Float, nullable=False),
+    sa.Column("runway_conservative", sa.Float, comment="days; null: not in the horizon. Not null: at risk"),
+    sa.Column("runway_expected", sa.Float, comment="days"),
+    sa.Column("first_breach_p10", Time),
+    sa.Column("first_breach_p50", Time),
+    sa.Column("headroom_pct", sa.Float, nullable=False),
+    sa.Column("severity", sa.Float),
+    # Attributes that lists are filtered by, beside what they are sorted by: a page needs no join to find its servers.
+    sa.Column("business_unit", sa.Text),
+    sa.Column("region", sa.Text),
+    sa.Column("criticality", sa.Text),
+    sa.Column("by_runway", sa.Integer, nullable=False, comment="place in the run's list so sorted, ties settled"),
+    sa.Column("by_breach_probability", sa.Integer, nullable=False),
+    sa.Column("by_max_p90", sa.Integer, nullable=False),
+)
+for _sort in ("by_runway", "by_breach_probability", "by_max_p90"):
+    sa.Index(f"ix_risks_{_sort}", risks.c.run_id, risks.c[_sort])
+
 alert_rules = sa.Table(
     "alert_rules",
     metadata,

@@ -14,8 +14,11 @@ from app.domain.dataset import Contents, Quality, Server, Unit
 from app.domain.forecast import ForecastRequest
 from app.domain.panel import Frequency
 from app.domain.paths import Template
+from app.domain.risk import Levels, Outlook, assess
+from app.services import judging
+from app.services.fitting import Assessed
 from app.storage import datasets, forecasts, results
-from app.storage.database import Database
+from app.storage.database import Connection, Database
 from app.storage.results import SCORES, ResultMatrix
 from app.storage.tables import forecasts as forecast_rows
 from app.storage.tables import runs as run_rows
@@ -31,8 +34,10 @@ WHERE = {"SRV-1": "eu", "SRV-2": "us", "SRV-3": "eu", "SRV-4": "us", "SRV-5": "u
 class World:
     """What the tests put into the database: datasets, forecasts, runs with results."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, stored: bool = True) -> None:
+        """`stored`: the risk of a run is stored with its results, as the service does it, where that can be."""
         self.database = database
+        self.stored = stored
 
     async def dataset(
         self,
@@ -121,9 +126,26 @@ class World:
                 )
                 if run_status == "succeeded":
                     whole = found or matrix(medians)
-                    await results.write(connection, run, replace(whole, values=whole.values + position))
-                    await results.write_template(connection, run, template or paths.autoregressive(HORIZON, 0.9))
+                    whole = replace(whole, values=whole.values + position)
+                    joint = template or paths.autoregressive(HORIZON, 0.9)
+                    await results.write(connection, run, whole)
+                    await results.write_template(connection, run, joint)
+                    if self.stored:
+                        await self._judged(connection, run, dataset, metric, whole, joint)
         return new
+
+    async def _judged(
+        self, connection: Connection, run: UUID, dataset: UUID, metric: str, found: ResultMatrix, template: Template
+    ) -> None:
+        of = await datasets.get(connection, dataset)
+        assert of is not None
+        unit, frequency = of.contents.units[metric], found.frequency
+        servers = await datasets.servers(connection, dataset, found.server_ids)
+        by = judging.yardstick(servers, metric, unit, frequency, Levels())
+        if by is not None:
+            outlook = Outlook(found.values, found.levels, found.as_of, frequency, unit, by.lower, by.upper)
+            assessed = Assessed(by, assess(outlook, by.thresholds, template, by.rules))
+            await judging.keep_risk(connection, run, servers, unit, found.as_of, assessed)
 
 
 def matrix(medians: dict[str, float]) -> ResultMatrix:

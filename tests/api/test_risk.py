@@ -1,5 +1,6 @@
-"""The risk answer over HTTP, from results in a real database."""
+"""The risk answer over HTTP, from results in a real database: all of it both from stored risk, and without."""
 
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -8,7 +9,17 @@ import httpx
 import pytest
 
 from app.domain.dataset import Unit
+from app.settings import Settings
+from app.storage.database import Database
 from tests.api.risk_world import MEDIANS, World
+
+
+@pytest.fixture(params=["stored", "judged when asked"])
+async def world(settings: Settings, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    assert settings.database_url is not None
+    database = Database(settings.database_url)
+    yield World(database, stored=request.param == "stored")
+    await database.close()
 
 
 async def get(client: httpx.AsyncClient, path: str, status: int = 200, /, **parameters: Any) -> dict[str, Any]:

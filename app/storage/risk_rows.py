@@ -1,0 +1,237 @@
+"""The risk of a run's servers at their own thresholds: stored by binary COPY, read as pages in the order of an index.
+
+A list's order is stored as each server's place in it, so that a page and its ties are those of `risk.order`, whatever
+floats and collations make of them. The rows lie in the order by runway: what is near in one list is near on the disk.
+It leaves out the formulas (domain/risk.py) and what else a page shows of a server (services/risk.py).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC
+from typing import Any, get_args
+from uuid import UUID
+
+import numpy as np
+import psycopg
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from app.domain.panel import Array, Times
+from app.domain.risk import Risk, Sort, order
+from app.storage.database import Connection
+from app.storage.tables import risks, run_risks
+
+Rules = Mapping[str, float | None]
+Groups = Mapping[str, Sequence[str | None]]
+Bytes = NDArray[np.uint8]
+
+GROUPS = ("business_unit", "region", "criticality")
+_TIMES = ("first_breach_p10", "first_breach_p50")
+_NUMBERS = (
+    "max_p90",
+    "mean_p50",
+    "breach_probability",
+    "expected_breach_days",
+    "runway_conservative",
+    "runway_expected",
+    "headroom_pct",
+    "severity",
+)
+_PLACES: dict[Sort, str] = {sort: f"by_{sort}" for sort in get_args(Sort) if sort != "server_id"}
+_COLUMNS = ("run_id", "server_id", "threshold", "level", *_NUMBERS, *_TIMES, *GROUPS, *_PLACES.values())
+_EPOCH = np.datetime64("2000-01-01", "us")  # PostgreSQL counts microseconds from here
+_BLOCK = 5_000
+
+
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """What holds for all servers of a run whose risk is stored: `rules` as of `risk.judged_by`, the threshold (None
+    where they differ), and the newest `as_of`."""
+
+    rules: Rules
+    threshold: float | None
+    as_of: np.datetime64
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Servers of a page in the order of the list, their thresholds (servers,) and their risk."""
+
+    server_ids: tuple[str, ...]
+    thresholds: Array
+    risk: Risk
+
+
+@dataclass(frozen=True)
+class Count:
+    """Servers of a group that are at a level, and how many of them are at risk."""
+
+    group: str | None
+    level: str
+    servers: int
+    risk_high: int
+
+
+async def write(
+    connection: Connection,
+    run_id: UUID,
+    standing: Standing,
+    server_ids: Sequence[str],
+    thresholds: Array,
+    found: Risk,
+    groups: Groups,
+) -> None:
+    """COPY a run's risk in the caller's transaction. Servers come in the order of their ids, by bytes."""
+    await connection.execute(
+        sa.insert(run_risks).values(
+            run_id=run_id,
+            rules=dict(standing.rules),
+            threshold=standing.threshold,
+            as_of=standing.as_of.astype("datetime64[s]").item().replace(tzinfo=UTC),
+        )
+    )
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert isinstance(raw, psycopg.AsyncConnection)
+    statement = f"COPY risks ({', '.join(_COLUMNS)}) FROM STDIN (FORMAT BINARY)"
+    async with raw.cursor() as cursor, cursor.copy(statement) as copy:
+        for block in _encoded(run_id, server_ids, thresholds, found, groups):
+            await copy.write(block)
+
+
+async def standing(connection: Connection, run_id: UUID, rules: Rules) -> Standing | None:
+    """None of a run whose risk is not stored, or was judged by other rules."""
+    row = (await connection.execute(sa.select(run_risks).where(run_risks.c.run_id == run_id))).one_or_none()
+    if row is None or row.rules != rules:
+        return None
+    return Standing(rules, row.threshold, np.datetime64(row.as_of.replace(tzinfo=None), "s"))
+
+
+async def page(
+    connection: Connection, run_id: UUID, wanted: Mapping[str, Sequence[str]], sort: Sort, after: str | None, limit: int
+) -> Found:
+    """Up to `limit` servers of a list from behind `after` on. `wanted` maps a column to the values of it that pass.
+
+    There is nothing behind a server that the run does not have.
+    """
+    rows = (await connection.execute(page_query(run_id, wanted, sort, after, limit))).all()
+    columns: dict[str, Any] = {name: np.array([getattr(row, name) for row in rows], np.float64) for name in _NUMBERS}
+    columns |= {name: _datetimes([getattr(row, name) for row in rows]) for name in _TIMES}
+    return Found(
+        tuple(row.server_id for row in rows),
+        np.array([row.threshold for row in rows], np.float64),
+        Risk(
+            level=np.array([row.level for row in rows], np.str_),
+            risk_high=np.isfinite(columns["runway_conservative"]),
+            **columns,
+        ),
+    )
+
+
+def page_query(
+    run_id: UUID, wanted: Mapping[str, Sequence[str]], sort: Sort, after: str | None, limit: int
+) -> sa.Select[Any]:
+    place = risks.c[_PLACES.get(sort, "server_id")]
+    columns = (risks.c[name] for name in ("server_id", "threshold", "level", *_NUMBERS, *_TIMES))
+    query = sa.select(*columns).where(risks.c.run_id == run_id).order_by(place).limit(limit)
+    for name, values in wanted.items():
+        query = query.where(risks.c[name] == sa.any_(sa.cast(list(values), sa.ARRAY(sa.Text))))
+    if after is not None:
+        seen = risks.alias("seen")
+        last = sa.select(seen.c[place.name]).where(seen.c.run_id == run_id, seen.c.server_id == after)
+        query = query.where(place > last.scalar_subquery())
+    return query
+
+
+async def counts(connection: Connection, run_id: UUID, by: str) -> list[Count]:
+    """How many servers are at each level, per value of one of GROUPS."""
+    group = risks.c[by]
+    query = (
+        sa.select(group, risks.c.level, sa.func.count(), sa.func.count(risks.c.runway_conservative))
+        .where(risks.c.run_id == run_id)
+        .group_by(group, risks.c.level)
+    )
+    return [Count(*row) for row in await connection.execute(query)]
+
+
+def _datetimes(column: Sequence[Any]) -> Times:
+    return np.array([time and time.replace(tzinfo=None) for time in column], "datetime64[s]")
+
+
+def _encoded(
+    run_id: UUID, server_ids: Sequence[str], thresholds: Array, found: Risk, groups: Groups
+) -> Iterator[bytes]:
+    """Rows in PostgreSQL's binary COPY format."""
+    places = {name: _places(order(found, sort)) for sort, name in _PLACES.items()}
+    rows = order(found, "runway")
+    yield b"PGCOPY\n\xff\r\n\x00" + bytes(8)
+    for start in range(0, len(rows), _BLOCK):
+        some = rows[start : start + _BLOCK]
+        its, listed = found.at(some), some.tolist()
+        yield _tuples(
+            [
+                _Field.same(run_id.bytes, len(some)),
+                _Field.texts([server_ids[row] for row in listed]),
+                _Field.floats(thresholds[some]),
+                _Field.texts(its.level.tolist()),
+                *(_Field.floats(getattr(its, name)) for name in _NUMBERS),
+                *(_Field.times(getattr(its, name)) for name in _TIMES),
+                *(_Field.texts([groups[name][row] for row in listed]) for name in GROUPS),
+                *(_Field.integers(places[name][some]) for name in _PLACES.values()),
+            ]
+        )
+    yield (-1).to_bytes(2, "big", signed=True)
+
+
+def _places(order: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Of each row in an order of rows."""
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    return places
+
+
+@dataclass(frozen=True, eq=False)
+class _Field:
+    """A column on its way: uint8 (rows, width), of which each row counts `sizes` bytes; -1 is NULL."""
+
+    payload: Bytes
+    sizes: NDArray[np.int64]
+
+    @classmethod
+    def same(cls, value: bytes, rows: int) -> "_Field":
+        payload = np.frombuffer(value, np.uint8)
+        return cls(np.broadcast_to(payload, (rows, len(value))), np.full(rows, len(value)))
+
+    @classmethod
+    def texts(cls, values: Sequence[str | None]) -> "_Field":
+        encoded = [b"" if value is None else value.encode() for value in values]
+        sizes = [-1 if value is None else len(raw) for value, raw in zip(values, encoded, strict=True)]
+        return cls(np.array(encoded, np.bytes_).view(np.uint8).reshape(len(encoded), -1), np.array(sizes))
+
+    @classmethod
+    def floats(cls, values: Array) -> "_Field":
+        return cls(_big_endian(values, ">f8"), np.where(np.isnan(values), -1, 8))
+
+    @classmethod
+    def times(cls, values: Times) -> "_Field":
+        since = (values.astype("datetime64[us]") - _EPOCH).astype(np.int64)
+        return cls(_big_endian(since, ">i8"), np.where(np.isnat(values), -1, 8))
+
+    @classmethod
+    def integers(cls, values: NDArray[np.intp]) -> "_Field":
+        return cls(_big_endian(values, ">i4"), np.full(len(values), 4))
+
+
+def _big_endian(values: NDArray[Any], kind: str) -> Bytes:
+    return values.astype(kind).view(np.uint8).reshape(len(values), -1)
+
+
+def _tuples(columns: Sequence[_Field]) -> bytes:
+    """Built as a table of bytes as wide as the widest values; then what is no value's is left out."""
+    rows = len(columns[0].sizes)
+    head = np.broadcast_to(np.frombuffer(len(columns).to_bytes(2, "big"), np.uint8), (rows, 2))
+    parts, counts = [head], [np.ones((rows, 2), np.bool_)]
+    for column in columns:
+        parts += [_big_endian(column.sizes, ">i4"), column.payload]
+        counts += [np.ones((rows, 4), np.bool_), np.arange(column.payload.shape[1]) < column.sizes[:, None]]
+    counted: Bytes = np.concatenate(parts, axis=1)[np.concatenate(counts, axis=1)]
+    return counted.tobytes()
