@@ -10,7 +10,8 @@ Servers that share their first and last row share the design matrix, so one fact
 regression (Hoerl & Kennard 1970) with a piecewise linear trend of penalised changes, which only keeps growth out of
 the calendar; each server's effects are shrunk towards those of the whole fleet, from which a young server inherits
 what it has not yet lived through. Outliers are pulled to the fit and the fit repeated (Huber 1981, pseudo-values: the
-matrix stays the same, so this costs two products).
+matrix stays the same, so this costs two products). How far servers depart from the fleet is learnt (_shrinkage), and
+what lasts from one step to the next is taken out of values and columns alike before they are fitted.
 """
 
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from scipy.signal import lfilter
 
 from app.domain import calendar
 from app.domain.panel import MIN_VALUES, Array, Frequency, Index, Panel, Times
+from app.forecasters._shrinkage import Shrinkage, learn, persistence, tamed
 
 Mask = NDArray[np.bool_]
 
@@ -42,15 +44,15 @@ YEARS = ((300, 0), (500, 2), (720, 4))
 """Under so many days of history, only so many harmonics."""
 WEEKDAY, WEEKDAY_OF_HOURS, WEEKDAY_SEASON, HOUR = 2.0, 0.25, 0.1, 2.0
 HOLIDAY, NEIGHBOUR, QUARTER, REGRESSOR = 3.0, 0.6, 0.4, 0.5
-OWN = 10.0
-"""How many times stiffer a server's departure from the fleet's calendar is than the fleet's calendar itself."""
-HUBER = 2.0
-"""Residuals beyond so many robust deviations are pulled in."""
+SPREAD_OWN = 10.0
+"""How many times stiffer a server's own season of spread is than the fleet's."""
 ROUNDS = 3
 TREND, WEEKEND_HOUR = "trend", "weekend hour"
 """Names of columns that are no cause: the trend is no calendar, and weekend hours are told as weekday and hour."""
 REFERENCES = 200
-"""Servers of full history by which a young one's deviation is judged."""
+"""Servers of full history by which a young one's deviation is judged, and whose departures are learnt from."""
+FAR = 4.0
+"""Deviations beyond which a value teaches the fleet nothing more."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,13 @@ class _Design:
     slow: Mask
     rhythm: Mask
 
+    @property
+    def kinds(self) -> NDArray[np.str_]:
+        """Columns of one kind have the same stiffness: (K,)."""
+        return np.array(
+            [f"{name.split(':')[0]} {harmonic}" for name, harmonic in zip(self.names, self.harmonic, strict=True)]
+        )
+
     def penalty(self, steps: int, frequency: Frequency) -> Array:
         """Ridge penalty of each column for a history of so many steps; what it cannot teach is held at zero."""
         days = steps / frequency.per_day
@@ -315,52 +324,52 @@ def _calendar(
     with their outliers pulled in (servers, steps); how many times larger an error is ahead than in the fit (servers,).
     """
     matrix, known = design.columns, ~design.trend
-    shared = _fleet(matrix[: panel.steps], np.clip(scaled, -4.0, 4.0), alive, _longest_penalty(panel, design)) * known
+    shared = _fleet(matrix[: panel.steps], np.clip(scaled, -FAR, FAR), alive, _longest_penalty(panel, design)) * known
     shared_effect = matrix @ shared
-    stiffness = np.where(design.trend, 1.0, OWN)
+    learnt = _learnt(scaled - shared_effect[: panel.steps], panel, design)
 
     effect = np.empty((len(panel), len(matrix)))
     causes = Causes(
         matrix, design.names, np.empty((len(panel), matrix.shape[1])), np.zeros((len(panel), len(panel.known)))
     )
-    tamed = scaled.copy()
+    settled = scaled.copy()
     optimism = np.empty(len(panel))
     for members, start, stop in _groups(panel):
         rows = matrix[start:stop]
-        gram = rows.T @ rows
-        factor = cho_factor(gram + np.diag(stiffness * design.penalty(stop - start, panel.frequency)))
+        white = learnt.white(rows.T).T
+        gram = white.T @ white
+        factor = cho_factor(gram + np.diag(learnt.stiffness * design.penalty(stop - start, panel.frequency)))
         used = np.diag(cho_solve(factor, gram))  # degrees of freedom that each column takes
         z = None if regressors is None else regressors[members]
         values = scaled[members, start:stop]
         for _ in range(ROUNDS):
-            left = tamed[members, start:stop] - shared_effect[start:stop]
-            beta = cho_solve(factor, rows.T @ left.T)
+            left = learnt.white(settled[members, start:stop] - shared_effect[start:stop])
+            beta = cho_solve(factor, white.T @ left.T)
             own_effect = 0.0
             if z is not None:
-                beta, gamma = _with_regressors(rows, z[:, start:stop], left, factor, beta)
+                own = np.moveaxis(learnt.white(np.moveaxis(z[:, start:stop], 1, 2)), 2, 1)
+                beta, gamma = _with_regressors(white, own, left, factor, beta)
                 own_effect = np.einsum("ntk,nk->nt", z, gamma)
                 causes.known_ahead[members] = gamma
             effect[members] = shared_effect + (matrix[:, known] @ beta[known]).T + own_effect
             fit = (rows[:, design.trend] @ beta[design.trend]).T + effect[members, start:stop]
-            limit = HUBER * 1.4826 * np.median(np.abs(values - fit), axis=1, keepdims=True) + 1e-6
-            tamed[members, start:stop] = fit + np.clip(values - fit, -limit, limit)
+            settled[members, start:stop] = tamed(values, fit)
         causes.weights[members] = shared + np.where(known, beta.T, 0.0)
-        persistence = _persistence(tamed[members, start:stop] - fit)
-        share = (used[~design.slow].sum() + used[design.slow].sum() * (1 + persistence) / (1 - persistence)) / (
-            stop - start
-        )
+        # A slow column takes up persistent noise as if it were (1 + r) / (1 - r) columns (Bayley & Hammersley 1946).
+        lasting = persistence(settled[members, start:stop] - fit)
+        slow = used[design.slow].sum() * (1 + lasting) / (1 - lasting)
+        share = (used[~design.slow].sum() + slow) / (stop - start)
         optimism[members] = np.sqrt((1 + np.minimum(share, 0.6)) / (1 - np.minimum(share, 0.6)))
-    return effect, causes, tamed, optimism
+    return effect, causes, settled, optimism
 
 
-def _persistence(residual: Array) -> Array:
-    """Correlation of each row with itself a step later, within [0, 0.85]: (servers,).
-
-    A slow column takes up persistent noise as if it were (1 + r) / (1 - r) columns (Bayley & Hammersley 1946).
-    """
-    square = (residual**2).sum(axis=1)
-    product = (residual[:, 1:] * residual[:, :-1]).sum(axis=1)
-    return np.asarray(np.clip(product / np.where(square > 0, square, 1.0), 0.0, 0.85))
+def _learnt(left: Array, panel: Panel, design: _Design) -> Shrinkage:
+    """From the servers that most of the history is of: those that share their first and last row with most."""
+    members, start, stop = max(_groups(panel), key=lambda group: min(len(group[0]), REFERENCES) * (group[2] - group[1]))
+    left = np.clip(left[members[:REFERENCES], start:stop], -FAR, FAR)
+    return learn(
+        design.columns[start:stop], design.penalty(stop - start, panel.frequency), design.kinds, left, design.trend
+    )
 
 
 def _fleet(columns: Array, values: Array, alive: Mask, penalty: Array) -> Array:
@@ -403,6 +412,6 @@ def _season_of_spread(residual: Array, alive: Mask, panel: Panel, design: _Desig
     for members, start, stop in _groups(panel):
         rows = columns[start:stop]
         left = excess[members, start:stop] - rows @ shared
-        own = np.linalg.solve(rows.T @ rows + np.diag(OWN * penalty), rows.T @ left.T)
+        own = np.linalg.solve(rows.T @ rows + np.diag(SPREAD_OWN * penalty), rows.T @ left.T)
         result[members] = 1.0 + columns @ shared + (columns @ own).T
     return np.clip(result, 0.4, 2.5)
