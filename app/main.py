@@ -31,7 +31,7 @@ from app.api.measures import Measures
 from app.api.strict import declared_queries, strictly
 from app.services.keys import is_loopback
 from app.settings import Settings
-from app.web import pages, savings
+from app.web import alert_rules, pages, savings
 from app.wiring import assemble
 
 STATIC = Path(__file__).parent / "web" / "static"
@@ -54,6 +54,7 @@ ROUTERS = (
     reference.router,
     pages.router,
     savings.router,
+    alert_rules.router,
 )
 
 

@@ -268,15 +268,7 @@ async def _glance(
     """Raises what the risk service raises."""
     answer = await services.risk.servers(question, filters, sort, after, limit)
     question = replace(question, forecast_id=answer.forecast_id)
-    groups: dict[str, list[str]] = {}
-    total = None
-    for by in get_args(Group):
-        summary = await services.risk.summary(question, by)
-        total = summary.total
-        names = [group.group for group in summary.groups if group.group is not None]
-        if len(names) > 1:
-            groups[by] = names
-    assert total is not None
+    groups, total = await groups_of(services, question)
     forecast = await services.forecasts.get(answer.forecast_id)
     dataset = await services.datasets.get(forecast.request.dataset_id)
     model = question.model or forecast.best_model
@@ -290,6 +282,13 @@ async def _glance(
         groups,
         await _fans(services, forecast, model, answer.servers),
     )
+
+
+async def groups_of(services: Services, question: Question) -> tuple[dict[str, list[str]], GroupCount]:
+    """What servers can be told apart by, with the names of its groups; and the count of all servers."""
+    summaries = {by: await services.risk.summary(question, by) for by in get_args(Group)}
+    named = {by: [one.group for one in found.groups if one.group is not None] for by, found in summaries.items()}
+    return {by: names for by, names in named.items() if len(names) > 1}, summaries["region"].total
 
 
 async def _fans(services: Services, forecast: Forecast, model: str, servers: list[ServerRisk]) -> dict[str, Fan]:

@@ -1,4 +1,4 @@
-// What is done with a forecast: take its results along, bring those of Canvas, cancel it, delete it.
+// What buttons ask of the API: take a forecast's results along, bring those of Canvas, cancel, switch, delete.
 "use strict";
 
 const placeOf = (button) => {
@@ -26,11 +26,16 @@ for (const button of document.querySelectorAll("[data-download]")) {
 
 for (const button of document.querySelectorAll("[data-send]")) {
   button.addEventListener("click", async () => {
-    if (button.dataset.sure && !confirm(button.dataset.sure)) return;
+    const { sure, to, send, body, then } = button.dataset;
+    if (sure && !confirm(sure)) return;
     button.disabled = true;
-    const answer = await Headroom.ask(placeOf(button), button.dataset.to, { method: button.dataset.send });
+    const answer = await Headroom.ask(placeOf(button), to, { method: send, ...(body && { headers: Headroom.JSON, body }) });
     button.disabled = Boolean(answer);
-    if (answer && button.dataset.then) location.assign(button.dataset.then);
+    if (!answer || !then) return;
+    const here = location.pathname + location.search;
+    location.assign(then);
+    // Another place on the same page is not loaded anew by that.
+    if (then.includes("#") && then.split("#")[0] === here) location.reload();
   });
 }
 
