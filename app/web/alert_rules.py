@@ -68,20 +68,21 @@ async def alerts(
 def in_words(condition: Condition) -> str:
     match condition:
         case LevelAtLeast(level):
-            return f"level {LEVELS[level].lower()}" + (" or very high" if level == "high" else "")
+            return f"the level is {LEVELS[level].lower()}" + (" or very high" if level == "high" else "")
         case RunwayUnder(count, which):
-            return f"runway under {days(count)}, by {'p90' if which == 'conservative' else 'p50'}"
+            return f"the runway is under {days(count)}, by {'p90' if which == 'conservative' else 'p50'}"
         case ProbabilityOver(probability):
-            return f"breach probability over {percent(probability)}"
+            return f"the breach probability is over {percent(probability)}"
         case DaysOver(k, of, level):
-            return f"{quantiles.name(level)} over the threshold on {k} of {of} days"
+            return f"{quantiles.name(level)} is over the threshold on {k} of {of} days"
         case _:
             assert_never(condition)
 
 
 def _whom(rule: Rule) -> list[str]:
-    """What the rule is about, part by part; nothing where it is about all servers of all forecasts."""
-    said = [f"{name.replace('_', ' ')} {', '.join(values)}" for name, values in rule.where.to_json().items()]
+    """What the rule is about, part by part."""
+    where = rule.where.to_json()
+    said = [f"{name.replace('_', ' ')} {', '.join(values)}" for name, values in where.items()] or ["all servers"]
     if rule.metric is not None:
         said.append(f"metric {rule.metric}")
     if rule.threshold is not None:

@@ -90,7 +90,7 @@ def percent(share: float | None, digits: int = 0) -> str:
 def signed(share: float) -> str:
     """0.31 → `+31 %`; what rounds to nothing has no sign."""
     shown = round(100 * share)
-    return f"{shown:+d}\u202f%" if shown else "0\u202f%"
+    return f"{shown:+d}\u202f%".replace("-", "\u2212") if shown else "0\u202f%"
 
 
 def amount(value: float | None, unit: Unit | str) -> str:
@@ -205,6 +205,7 @@ _environment.globals |= {
     "QUALITY": QUALITY,
     "ORDERS": ORDERS,
     "NONE": NONE,
+    "DAILY": Frequency.DAILY,
     "day_of": day_of,
     "for_people": for_people,
 }

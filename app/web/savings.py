@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse
 from app.api.auth import Reader
 from app.api.pages import PagingParameters
 from app.api.wired import Services
+from app.domain.keys import Scope
 from app.errors import Complaint, Invalid, NotFound
 from app.services.fleets import Question
 from app.services.recommendations import Kind, Selection, totals
@@ -61,6 +62,7 @@ async def savings(
         if forecast_id:
             raise
         return page("savings.html", advice=None, **common)
+    first = (await services.forecasts.get(advice.forecasts[0])).request
     _, profiles = await services.profiles.answer(Question(advice.forecasts[0]))
     chosen = advice.select(Selection((kind,) if kind else (), (), (region,) if region else ()))
     start = after[1] if after else 0
@@ -69,6 +71,9 @@ async def savings(
     return page(
         "savings.html",
         advice=advice,
+        may_write=Scope.WRITE in caller.scopes,
+        dataset_id=str(first.dataset_id),
+        horizon=first.horizon,
         items=shown.items,
         next_cursor=shown.next_cursor,
         first_page=after is None,

@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import io
+import itertools
 import re
 import shutil
 import socket
@@ -25,11 +26,15 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 from psycopg import sql
 
 from app.api.edge import _HEADERS
+from app.domain.alerts import Condition, DaysOver, LevelAtLeast, ProbabilityOver, RunwayUnder
 from app.domain.calendar import end_of_quarter
+from app.domain.risk import LEVELS
 from app.main import create_app
 from app.settings import Settings
-from app.web.charts import HEIGHT, fan
+from app.web.alert_rules import in_words
+from app.web.charts import FLOW_HEIGHT, HEIGHT, LEAST, fan, flow, shift
 from app.web.render import days, percent
+from tests.receiver import receiver
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -308,6 +313,21 @@ async def test_savings_name_each_server_with_its_sum(service: Service, browser: 
         assert watched.complaints == []
 
 
+async def test_a_metric_that_savings_lack_is_forecast_from_there(
+    service: Service, done: str, dataset: str, browser: Browser
+) -> None:
+    async with opened(browser, service.url) as watched:
+        page = watched.page
+        await page.goto(f"/pages/savings?forecast_id={done}")
+        await page.get_by_role("button", name="Forecast it: sessions").click()
+        await expect(page.get_by_role("status")).to_contain_text("sessions is being forecast")
+        newest = (await service.http.get("/forecasts", params={"limit": 1})).json()["items"][0]
+        asked = {name: newest["request"][name] for name in ("dataset_id", "metric", "horizon")}
+        assert asked == {"dataset_id": dataset, "metric": "sessions", "horizon": HORIZON}
+        await service.http.post(f"/forecasts/{newest['id']}/cancel")
+        assert watched.complaints == []
+
+
 async def test_savings_ask_for_the_metrics_that_are_not_forecast(service: Service, done: str) -> None:
     answer = await service.http.get("/pages/savings", params={"forecast_id": done})
     assert answer.status_code == 200
@@ -315,6 +335,173 @@ async def test_savings_ask_for_the_metrics_that_are_not_forecast(service: Servic
     assert "<code>sessions</code>" in answer.text
     wrong = await service.http.get("/pages/savings", params={"epsilon": "7"})
     assert wrong.status_code == 422
+
+
+async def test_what_if_shows_both_worlds_side_by_side(service: Service, done: str, browser: Browser) -> None:
+    async with opened(browser, service.url) as watched:
+        page = watched.page
+        await page.goto(f"/pages/risk?forecast_id={done}&sort=max_p90")
+        panel = page.locator("#what-if")
+        await panel.get_by_text("What if …").click()
+        growth = panel.get_by_role("group", name="Growth")
+        await growth.get_by_label("Percent").fill("10")
+        await growth.get_by_label("Which servers").select_option("south")
+        await panel.get_by_role("group", name="Servers retired").get_by_label("These").fill(HOSTILE)
+        await panel.get_by_role("button", name="Compare").click()
+        headline = panel.get_by_role("heading")
+        await expect(headline).to_have_text("1 of 3 servers may run out within 14 days, as many as now")
+        await expect(panel).to_contain_text(f"+10 % south: 2 servers; retired {HOSTILE}: 1 server")
+        await expect(growth.get_by_label("Percent")).to_have_value("10")
+        fleet = panel.get_by_role("table", name="The fleet now and what if").get_by_role("row")
+        await expect(fleet.filter(has_text="All")).to_have_text(re.compile(r"All\s*4\s*3\s*−1"))
+        await expect(fleet.filter(has_text="High").last).to_have_text(re.compile(r"High\s*1\s*0\s*−1"))
+        moved = panel.get_by_role("table", name="Servers that change").get_by_role("row")
+        await expect(moved).to_have_count(5)
+        await expect(moved.nth(1)).to_have_text("Comes to be at risk: 1 server")
+        await expect(moved.nth(2)).to_contain_text(AWKWARD)
+        await expect(moved.nth(2)).to_contain_text("over 14 days")
+        await expect(moved.nth(2)).to_contain_text("1\u202fday")
+        await expect(moved.nth(3)).to_have_text("No longer at risk: 1 server")
+        await expect(moved.nth(4)).to_contain_text("Retired")
+        await expect(panel.get_by_role("img", name="Servers by level")).to_be_visible()
+        told = await panel.locator(".w-ribbon title").all_text_contents()
+        assert told == [
+            "1 server: very high to retired",
+            "1 server: high to very high",
+            "1 server: normal to normal",
+            "1 server: under-used to under-used",
+        ]
+        for width in (400, 1280):
+            await page.set_viewport_size({"width": width, "height": 900})
+            await page.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width)
+        await page.get_by_label("Order").select_option("server_id")
+        await page.get_by_role("button", name="Show").click()
+        await expect(headline).to_contain_text("1 of 3 servers")
+        await panel.get_by_role("link", name="Back to the fleet as it is").click()
+        await expect(headline).to_have_count(0)
+        await expect(page.get_by_label("Order")).to_have_value("server_id")
+        assert await page.locator("img").count() == 0, "a server's name became markup"
+        assert watched.complaints == []
+
+
+async def test_what_no_scenario_can_hold_is_told_at_its_field_without_any_script(
+    service: Service, done: str, browser: Browser
+) -> None:
+    async with opened(browser, service.url, java_script_enabled=False) as watched:
+        page = watched.page
+        await page.goto(f"/pages/risk?forecast_id={done}")
+        panel = page.locator("#what-if")
+        await panel.get_by_text("What if …").click()
+        percentage = panel.get_by_role("group", name="Growth").get_by_label("Percent")
+        start = panel.get_by_role("group", name="Growth").get_by_label("From")
+        retired = panel.get_by_role("group", name="Servers retired").get_by_label("These")
+        await percentage.fill("much")
+        await retired.fill("nobody")
+        await panel.get_by_role("button", name="Compare").click()
+        await expect(percentage).to_have_accessible_description(re.compile("should be a valid number"))
+        await expect(percentage).to_have_attribute("aria-invalid", "true")
+        await expect(panel.get_by_role("alert")).to_have_text("Nothing was compared: see 1 field above.")
+        await percentage.fill("5")
+        await panel.get_by_role("button", name="Compare").click()
+        await expect(retired).to_have_accessible_description("The forecast has no server 'nobody'.")
+        await retired.fill("")
+        await start.fill("2024-01-01")
+        await panel.get_by_role("button", name="Compare").click()
+        await expect(start).to_have_accessible_description(re.compile("forecasts of these servers end before"))
+        await start.fill("")
+        await panel.get_by_role("button", name="Compare").click()
+        await expect(panel.get_by_role("heading")).to_have_text(
+            "2 of 4 servers may run out within 14 days, 1 more than now"
+        )
+        assert all("422" in complaint for complaint in watched.complaints)
+
+
+async def test_room_of_servers_whose_capacity_nobody_knows_is_a_complaint_at_its_field(
+    service: Service, done: str
+) -> None:
+    answer = await service.http.get("/pages/risk", params={"forecast_id": done, "capacity_add": "16"})
+    assert answer.status_code == 422
+    assert re.search(r'id="capacity_add-complaint">4 of the servers to which room is added have no', answer.text)
+
+
+async def test_an_alert_rule_is_made_tested_switched_and_deleted(
+    database_url: str, tmp_path: Path, browser: Browser
+) -> None:
+    with receiver(503) as hook:
+        async with (
+            serving(database_url, tmp_path, webhook_allow="127.0.0.1/32") as service,
+            opened(browser, service.url) as watched,
+        ):
+            page = watched.page
+            await page.goto("/")
+            await page.get_by_role("navigation", name="Pages").get_by_role("link", name="Alerts").click()
+            await expect(page.get_by_role("main")).to_contain_text("No rule yet. Make one below")
+            form = page.locator("#rule")
+            make = form.get_by_role("button", name="Make the rule")
+            await form.get_by_label("Send to").fill("http://10.0.0.1/hook")
+            await make.click()
+            await expect(form.get_by_label("Name")).to_have_accessible_description(re.compile("at least 1 character"))
+            await expect(form.get_by_label("Name")).to_be_focused()
+            await form.get_by_label("Name").fill(HOSTILE)
+            await make.click()
+            await expect(form.get_by_label("Send to")).to_have_accessible_description(re.compile("10.0.0.1"))
+            await expect(form.get_by_label("Name")).not_to_have_attribute("aria-invalid", "true")
+            await expect(form.get_by_role("status")).to_contain_text("HEADROOM_WEBHOOK_ALLOW")
+            await form.get_by_label("Send to").fill(hook.url)
+            await form.get_by_label("When", exact=True).select_option("it stays over the threshold")
+            await form.get_by_label("p90 over, days").fill("9")
+            await make.click()
+            await expect(form.get_by_label("When", exact=True)).to_have_accessible_description(
+                "k must not be more than `of`"
+            )
+            await form.get_by_label("p90 over, days").fill("2")
+            await form.get_by_text("More", exact=True).click()
+            await form.get_by_label("Threshold").fill("85")
+            await form.get_by_label("Only these servers").fill("a\nb")
+            await form.get_by_label("Only when a server entered or left").check()
+            await make.click()
+            secret = form.locator(".secret")
+            await expect(secret).to_have_text(re.compile(r"whsec_[A-Za-z0-9+/]{43}="))
+            kept = await secret.inner_text()
+            await form.get_by_role("link", name="I have kept it").click()
+            rule = page.locator(".rule")
+            await expect(rule).to_contain_text("When p90 is over the threshold on 2 of 7 days, and something changed")
+            await expect(rule).to_contain_text("server id a, b · threshold 85")
+            await expect(rule.get_by_role("heading")).to_have_text(HOSTILE)
+            await expect(page.get_by_role("main")).to_contain_text("Nothing was sent yet")
+            assert kept not in await page.content()
+
+            await rule.get_by_role("button", name="Send a test").click()
+            delivery = page.get_by_role("region", name="Alert deliveries").locator("tbody tr")
+            await expect(delivery).to_contain_text("on its way")
+            await expect(delivery).to_contain_text("test")
+            await page.evaluate("window.sameDocument = true")
+            assert await service.app.state.services.alerts.deliver()
+            await expect(delivery).to_contain_text("503")
+            assert await page.evaluate("window.sameDocument") is True
+            assert len(hook.received) == 1
+            await rule.get_by_role("button", name="Switch off").click()
+            await expect(rule.get_by_role("button", name="Switch on")).to_be_visible()
+            await expect(rule.locator(".status")).to_have_text("off")
+            await expect(delivery).to_contain_text("the rule was switched off")
+            await page.get_by_label("Status").select_option("delivered")
+            await page.get_by_role("button", name="Show").click()
+            await expect(page.get_by_role("main")).to_contain_text("Nothing was sent that fits.")
+            for width in (400, 1280):
+                await page.set_viewport_size({"width": width, "height": 900})
+                await page.wait_for_function("width => document.documentElement.scrollWidth <= width", arg=width)
+            assert await page.locator("img").count() == 0, "a rule's name became markup"
+
+            await rule.get_by_role("button", name="Delete").click()
+            assert watched.complaints.pop() == f"dialog: Delete the rule “{HOSTILE}” with all its deliveries?"
+            await expect(rule).to_have_count(1)
+            page.remove_listener("dialog", watched._dialog)
+            page.once("dialog", lambda dialog: dialog.accept())
+            await rule.get_by_role("button", name="Delete").click()
+            await expect(page.get_by_role("main")).to_contain_text("No rule yet")
+            # What a browser says of the three refusals is all that it says.
+            assert len(watched.complaints) == 3
+            assert all("422" in complaint for complaint in watched.complaints)
 
 
 async def test_progress_arrives_without_a_reload_and_results_with_one(
@@ -555,6 +742,21 @@ async def test_who_may_see_what(database_url: str, tmp_path: Path) -> None:
             "read write": True,
         }
         assert (await service.http.get("/sign-in")).status_code == 200
+        alerts = {
+            name: await service.http.get("/pages/alerts", headers={"Authorization": f"Bearer {key}"})
+            for name, key in secrets.items()
+        }
+        assert {name: answer.status_code for name, answer in alerts.items()} == {
+            "read": 200,
+            "write": 403,
+            "read write": 200,
+        }
+        assert {name: 'id="rule"' in answer.text for name, answer in alerts.items()} == {
+            "read": False,
+            "write": False,
+            "read write": True,
+        }
+        assert alerts["read"].headers["content-security-policy"] == _HEADERS["Content-Security-Policy"]
 
 
 @pytest.mark.parametrize(
@@ -567,6 +769,8 @@ async def test_who_may_see_what(database_url: str, tmp_path: Path) -> None:
         ("/pages/risk?threshold=much", 422, "is not a number"),
         ("/pages/risk?sort=beauty", 422, "?sort"),
         ("/pages/risk?cursor=forged", 400, "cursor"),
+        ("/pages/alerts?status=lost", 422, "is no status of a delivery"),
+        ("/pages/alerts?rule_id=nonsense", 404, "There is no alert rule nonsense"),
         ("/?forecast_id=nonsense", 404, "There is no forecast"),
     ],
 )
@@ -652,3 +856,40 @@ async def test_a_little_fan_stays_in_its_box_and_keeps_its_peaks(horizon: int) -
     heights = [float(y) for y in re.findall(r"[\d.]+ (-?[\d.]+)", drawn.band)]
     assert 0 <= min(heights) < drawn.threshold, "the one step over the threshold is to be seen over it"
     assert max(heights) <= HEIGHT
+
+
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        (LevelAtLeast("high"), "the level is high or very high"),
+        (LevelAtLeast("very_high"), "the level is very high"),
+        (RunwayUnder(30.0, "conservative"), "the runway is under 30\u202fdays, by p90"),
+        (RunwayUnder(7.5, "expected"), "the runway is under 7.5\u202fdays, by p50"),
+        (ProbabilityOver(0.5), "the breach probability is over 50\u202f%"),
+        (DaysOver(3, 7, 0.95), "p95 is over the threshold on 3 of 7 days"),
+    ],
+)
+async def test_a_condition_is_told_in_words(condition: Condition, said: str) -> None:
+    assert in_words(condition) == said
+
+
+@pytest.mark.parametrize("crowd", [1, 9_997])
+async def test_the_bars_of_a_scenario_fill_its_picture_and_the_least_can_be_read(crowd: int) -> None:
+    drawn = flow(
+        {("normal", "normal"): crowd, ("normal", "high"): 1, ("high", None): 1, ("very_high", "high"): 1}, LEVELS
+    )
+    assert [(bar.level, bar.servers) for bar in drawn.before] == [("very_high", 1), ("high", 1), ("normal", crowd + 1)]
+    assert [(bar.level, bar.servers) for bar in drawn.after] == [("high", 2), ("normal", crowd), (None, 1)]
+    for bars in (drawn.before, drawn.after):
+        assert min(bar.height for bar in bars) >= LEAST
+        assert bars[0].y == 0
+        assert bars[-1].y + bars[-1].height == pytest.approx(FLOW_HEIGHT, abs=0.2)
+        assert all(first.y + first.height < second.y for first, second in itertools.pairwise(bars))
+    assert sum(ribbon.servers for ribbon in drawn.ribbons) == crowd + 3
+
+
+async def test_a_runway_that_the_horizon_does_not_reach_lies_behind_all_others() -> None:
+    sooner, later = shift(1, 90, 90), shift(90, None, 90)
+    assert sooner.before < (sooner.after or 0) < (later.after or 0)
+    assert sooner.after == later.before
+    assert shift(5, None, 90, retired=True).after is None

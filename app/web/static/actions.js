@@ -26,11 +26,12 @@ for (const button of document.querySelectorAll("[data-download]")) {
 
 for (const button of document.querySelectorAll("[data-send]")) {
   button.addEventListener("click", async () => {
-    const { sure, to, send, body, then } = button.dataset;
+    const { sure, to, send, body, then, done } = button.dataset;
     if (sure && !confirm(sure)) return;
     button.disabled = true;
     const answer = await Headroom.ask(placeOf(button), to, { method: send, ...(body && { headers: Headroom.JSON, body }) });
     button.disabled = Boolean(answer);
+    if (answer && done) Headroom.say(placeOf(button), done);
     if (!answer || !then) return;
     const here = location.pathname + location.search;
     location.assign(then);
