@@ -55,7 +55,7 @@ function explanation(place, told) {
   const events = stretches(told, digits);
   const [from, to] = [x[0], x.at(-1)].map((time) => Date.parse(time.length > 10 ? `${time}Z` : time));
   return [traces, layout({
-    ...(place.clientWidth < 600 && { legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", entrywidth: 100 } }),
+    ...(place.clientWidth < 600 && { legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", entrywidth: 85, font: { size: 11 } } }),
     barmode: "relative", bargap: 0, hovermode: "x unified",
     shapes: events.map((one) => ({ type: "rect", layer: "below", xref: "x", yref: "paper", x0: one.start, x1: one.end, y0: 0, y1: 1, line: { width: 0 }, fillcolor: colour("high"), opacity: 0.13 })),
     annotations: labels(events, from, to, place.clientWidth - 62),
