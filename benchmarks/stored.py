@@ -2,15 +2,17 @@
 
     python -m benchmarks.stored [--servers 10000] [--models 5]
 
-The service's own writer puts the results of so many runs into the service's tables (keys, indexes, scores, the tally),
-each run a transaction; the bare COPY has its bytes ready and goes into a table of id, server and three arrays without
-key or index. In turns, the best of three each, on an embedded PostgreSQL.
+The service's own writer puts the results of so many runs into the service's tables (keys, indexes, scores, the tally,
+the risk that lists are read from), each run a transaction; the bare COPY has its bytes ready and goes into a table of
+id, server and three arrays without key or index. In turns, the best of three each, on an embedded PostgreSQL.
 """
 
 import argparse
 import asyncio
 import tempfile
 import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -18,16 +20,35 @@ import numpy as np
 import psycopg
 import sqlalchemy as sa
 
+from app.domain import paths
+from app.domain.dataset import Server, Unit
 from app.domain.panel import Frequency
+from app.domain.paths import Template
 from app.domain.quantiles import BASE
-from app.storage.database import Database
+from app.domain.risk import Levels, Outlook, assess
+from app.services import judging
+from app.services.fitting import Assessed
+from app.storage.database import Connection, Database
 from app.storage.embedded import EmbeddedPostgres
 from app.storage.migrate import upgrade
-from app.storage.results import SCORES, ResultMatrix, write
+from app.storage.results import SCORES, ResultMatrix, write, write_template
 from app.storage.tables import datasets, forecasts, runs
 
 HORIZON = 90
 ROUNDS = 3
+METRIC = "cpu_p95"
+STARTS, ENDS = datetime(2023, 1, 1, tzinfo=UTC), datetime(2025, 12, 31, tzinfo=UTC)
+DAYS = (ENDS - STARTS).days + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """Servers as a dataset has them, and as a run leaves them: generated, without a model."""
+
+    servers: list[Server]
+    matrix: ResultMatrix
+    template: Template
+    assessed: Assessed
 
 
 def main() -> None:
@@ -47,22 +68,22 @@ def measure(servers: int, models: int) -> tuple[float, float]:
         folder.chmod(0o711)
         with EmbeddedPostgres(folder / "postgres") as postgres:
             upgrade(postgres.url)
-            return asyncio.run(_measured(postgres.url, _matrix(servers), models))
+            return asyncio.run(_measured(postgres.url, made(servers), models))
 
 
-async def _measured(url: str, matrix: ResultMatrix, models: int) -> tuple[float, float]:
+async def _measured(url: str, fleet: Made, models: int) -> tuple[float, float]:
     database = Database(url)
     plain = url.replace("+psycopg", "")
     with psycopg.connect(plain, autocommit=True) as connection:
         connection.execute("CREATE TABLE bare (run_id uuid, server_id text, p10 real[], p50 real[], p90 real[])")
-    blocks = [_encoded(matrix) for _ in range(models)]
+    blocks = [_encoded(fleet.matrix) for _ in range(models)]
     ours, bare = [], []
     for _ in range(ROUNDS):
         ids = [await _a_run(database) for _ in range(models)]
         began = time.perf_counter()
         for run in ids:
             async with database.begin() as connection:
-                await write(connection, run, matrix)
+                await keep(connection, run, fleet)
         ours.append(time.perf_counter() - began)
         began = time.perf_counter()
         for block in blocks:
@@ -76,20 +97,53 @@ async def _measured(url: str, matrix: ResultMatrix, models: int) -> tuple[float,
 _COPY = "COPY bare FROM STDIN (FORMAT BINARY)"
 
 
-def _matrix(servers: int) -> ResultMatrix:
+async def keep(connection: Connection, run: UUID, fleet: Made) -> None:
+    """As the end of a run does it."""
+    await write(connection, run, fleet.matrix)
+    await write_template(connection, run, fleet.template)
+    await judging.keep_risk(connection, run, fleet.servers, Unit.PERCENT, fleet.matrix.as_of, fleet.assessed)
+
+
+def made(servers: int) -> Made:
+    """Weeks around a level of each server's own, in which a tenth of them passes 90 % some day."""
     random = np.random.default_rng(7)
-    return ResultMatrix(
-        server_ids=tuple(f"SRV-{number:05}" for number in range(servers)),
-        as_of=np.full(servers, np.datetime64("2025-12-31T00:00:00", "s")),
+    level = random.beta(2, 3, servers) * 90
+    week = 1 + 0.1 * np.sin(2 * np.pi * (np.arange(HORIZON) / 7 + random.random((servers, 1))))
+    spread = (1 + 0.1 * level * random.random(servers))[:, None, None] * np.array([-1, 0, 1])
+    values = np.clip((level[:, None] * week)[..., None] + spread, 0, 100).astype(np.float32)
+    known = [
+        Server(
+            server_id=f"SRV-{number:06}",
+            first_at=STARTS,
+            last_at=ENDS,
+            rows=DAYS,
+            counts={METRIC: DAYS},
+            maxima={METRIC: 99.0},
+            attributes={
+                "region": f"region-{number % 7}",
+                "business_unit": f"unit-{number % 31}",
+                "criticality": ("gold", "silver", "bronze")[number % 3],
+            },
+        )
+        for number in range(servers)
+    ]
+    matrix = ResultMatrix(
+        server_ids=tuple(server.server_id for server in known),
+        as_of=np.full(servers, np.datetime64(ENDS.replace(tzinfo=None), "s")),
         frequency=Frequency.DAILY,
         levels=BASE,
-        values=np.sort(random.normal(50, 20, (servers, HORIZON, 3)).astype(np.float32), axis=-1),
+        values=values,
         fallback=(None,) * servers,
         scores={name: random.random(servers).astype(np.float32) for name in SCORES},
         tally=random.random((servers, 3, 5)).astype(np.float32),
         weights=random.random((servers, 3)).astype(np.float32),
         shifted_at=np.full(servers, np.datetime64("NaT"), "datetime64[s]"),
     )
+    template = paths.autoregressive(HORIZON)
+    by = judging.yardstick(known, METRIC, Unit.PERCENT, Frequency.DAILY, Levels())
+    assert by is not None, "percent has a threshold"
+    outlook = Outlook(values, BASE, matrix.as_of, Frequency.DAILY, Unit.PERCENT, by.lower, by.upper)
+    return Made(known, matrix, template, Assessed(by, assess(outlook, by.thresholds, template, by.rules)))
 
 
 def _encoded(matrix: ResultMatrix) -> bytes:

@@ -12,7 +12,6 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
-import psycopg
 import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -21,8 +20,9 @@ from app.domain.panel import Frequency, Times
 from app.domain.paths import Template
 from app.domain.quantiles import BASE
 from app.domain.tally import SUMS
+from app.storage.copying import copy
 from app.storage.database import Database
-from app.storage.tables import forecasts, results, risks, run_paths, run_risks, runs
+from app.storage.tables import forecasts, results, run_paths, run_risks, runs
 
 Reals = NDArray[np.float32]
 
@@ -65,14 +65,7 @@ class ResultMatrix:
 
 async def write(connection: AsyncConnection, run_id: UUID, found: ResultMatrix) -> None:
     """COPY all of a run's results in the caller's transaction."""
-    raw = (await connection.get_raw_connection()).driver_connection
-    assert isinstance(raw, psycopg.AsyncConnection)
-    async with (
-        raw.cursor() as cursor,
-        cursor.copy(f"COPY results ({', '.join(_COLUMNS)}) FROM STDIN (FORMAT BINARY)") as copy,
-    ):
-        for block in _encoded(run_id, found):
-            await copy.write(block)
+    await copy(connection, "results", _COLUMNS, _encoded(run_id, found))
 
 
 async def write_template(connection: AsyncConnection, run_id: UUID, template: Template) -> None:
@@ -89,7 +82,7 @@ async def write_template(connection: AsyncConnection, run_id: UUID, template: Te
 
 async def clear(connection: AsyncConnection, run_id: UUID) -> None:
     """Make room for other results of the same run, and for what is said of them."""
-    for table in (results, run_paths, risks, run_risks):
+    for table in (results, run_paths, run_risks):
         await connection.execute(sa.delete(table).where(table.c.run_id == run_id))
 
 
@@ -192,9 +185,8 @@ def _decoded(rows: Sequence[sa.Row[Any]], levels: tuple[float, ...]) -> ResultMa
     )
 
 
-def _encoded(run_id: UUID, found: ResultMatrix, block: int = 1_000) -> Iterator[bytes]:
+def _encoded(run_id: UUID, found: ResultMatrix, block: int = 1000) -> Iterator[bytes]:
     """Rows in PostgreSQL's binary COPY format, each part built for all servers at once and cut per server."""
-    yield b"PGCOPY\n\xff\r\n\x00" + bytes(8)
     further = [index for index, level in enumerate(found.levels) if level not in BASE]
     head = _int16(len(_COLUMNS)) + _field(run_id.bytes)
     step = _field(_interval(found.frequency.step))
@@ -224,7 +216,6 @@ def _encoded(run_id: UUID, found: ResultMatrix, block: int = 1_000) -> Iterator[
                 found.server_ids[rows], times, fixed, found.fallback[rows], scores, shifts, strict=True
             )
         )
-    yield _int16(-1)
 
 
 _NULL = b"\xff\xff\xff\xff"

@@ -12,12 +12,12 @@ from typing import Any, get_args
 from uuid import UUID
 
 import numpy as np
-import psycopg
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from app.domain.panel import Array, Times
 from app.domain.risk import Risk, Sort, order
+from app.storage.copying import copy
 from app.storage.database import Connection
 from app.storage.tables import risks, run_risks
 
@@ -40,7 +40,7 @@ _NUMBERS = (
 _PLACES: dict[Sort, str] = {sort: f"by_{sort}" for sort in get_args(Sort) if sort != "server_id"}
 _COLUMNS = ("run_id", "server_id", "threshold", "level", *_NUMBERS, *_TIMES, *GROUPS, *_PLACES.values())
 _EPOCH = np.datetime64("2000-01-01", "us")  # PostgreSQL counts microseconds from here
-_BLOCK = 5_000
+_BLOCK = 2500
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +90,7 @@ async def write(
             as_of=standing.as_of.astype("datetime64[s]").item().replace(tzinfo=UTC),
         )
     )
-    raw = (await connection.get_raw_connection()).driver_connection
-    assert isinstance(raw, psycopg.AsyncConnection)
-    statement = f"COPY risks ({', '.join(_COLUMNS)}) FROM STDIN (FORMAT BINARY)"
-    async with raw.cursor() as cursor, cursor.copy(statement) as copy:
-        for block in _encoded(run_id, server_ids, thresholds, found, groups):
-            await copy.write(block)
+    await copy(connection, "risks", _COLUMNS, _encoded(run_id, server_ids, thresholds, found, groups))
 
 
 async def standing(connection: Connection, run_id: UUID, rules: Rules) -> Standing | None:
@@ -163,7 +158,6 @@ def _encoded(
     """Rows in PostgreSQL's binary COPY format."""
     places = {name: _places(order(found, sort)) for sort, name in _PLACES.items()}
     rows = order(found, "runway")
-    yield b"PGCOPY\n\xff\r\n\x00" + bytes(8)
     for start in range(0, len(rows), _BLOCK):
         some = rows[start : start + _BLOCK]
         its, listed = found.at(some), some.tolist()
@@ -179,7 +173,6 @@ def _encoded(
                 *(_Field.integers(places[name][some]) for name in _PLACES.values()),
             ]
         )
-    yield (-1).to_bytes(2, "big", signed=True)
 
 
 def _places(order: NDArray[np.intp]) -> NDArray[np.intp]:
