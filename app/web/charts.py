@@ -116,6 +116,7 @@ def flow(moves: Mapping[tuple[str, str | None], int], levels: Sequence[str]) -> 
                 )
                 leaving[first.level] += out
                 coming[last.level] += into
+    ribbons.sort(key=lambda ribbon: ribbon.before != ribbon.after)  # those who move are drawn over those who stay
     return Flow(before, after, ribbons)
 
 

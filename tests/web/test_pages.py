@@ -366,10 +366,10 @@ async def test_what_if_shows_both_worlds_side_by_side(service: Service, done: st
         await expect(panel.get_by_role("img", name="Servers by level")).to_be_visible()
         told = await panel.locator(".w-ribbon title").all_text_contents()
         assert told == [
-            "1 server: very high to retired",
-            "1 server: high to very high",
             "1 server: normal to normal",
             "1 server: under-used to under-used",
+            "1 server: very high to retired",
+            "1 server: high to very high",
         ]
         for width in (400, 1280):
             await page.set_viewport_size({"width": width, "height": 900})
