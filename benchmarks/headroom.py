@@ -12,7 +12,7 @@ import numpy as np
 
 from app import forecasters
 from app.domain.dataset import Unit, bounds
-from app.domain.evaluation import Trial, judge, seasonal_scale, yearly_range
+from app.domain.evaluation import Trial, judge, seasonal_scale
 from app.domain.panel import MIN_VALUES, Array, Panel
 from app.domain.preparation import OUTLIER_Z
 from app.domain.quantiles import BASE
@@ -91,7 +91,6 @@ def judged(model: str, past: Panel, horizon: int, fits: list[Fitted]) -> Array:
     count = len(fits[0].raw) - 1
     before = [past.before(window * horizon) for window in range(count + 1)]
     lower, upper = zip(*(bounds(Unit.PERCENT, panel.values) for panel in before), strict=True)
-    low, high = zip(*(yearly_range(panel) for panel in before), strict=True)
     actual = [past.window(window, horizon) for window in range(1, count + 1)]
     scale = [seasonal_scale(panel, past.frequency.season) for panel in before]
     trials = {
@@ -103,8 +102,6 @@ def judged(model: str, past: Panel, horizon: int, fits: list[Fitted]) -> Array:
             lower=np.array(lower),
             upper=np.array(upper),
             reported=min(REPORTED, count),
-            low=np.array(low),
-            high=np.array(high),
         )
         for fitted in fits
     }

@@ -15,10 +15,6 @@ observed scores have their l-quantile (Vovk et al. 2005, split-conformal; Kulesh
 strongly correlated, so that one window is hardly more than one observation of shift and stretch: each
 estimate x with a noise variance ν²/windows is shrunk to x · x²/(x² + ν²/windows). A wildly wrong spread is
 mended from one window, a slightly odd one is left alone.
-
-A spread that is the same wherever a forecast stands is too wide near the ends of what a server does: on the hottest
-days of a year it can hardly get hotter, and of few servers are the highest values not soon the highest again. So a
-forecast may be `walled` first, if older windows would have been told better that way.
 """
 
 from itertools import pairwise
@@ -48,11 +44,6 @@ OUTLYING = 10.0
 LIMIT = 40.0
 """Scores are clipped here, so that one frozen sensor does not become infinite."""
 
-WALL = 0.125
-"""How firm the ends of the past year are, where they are any: quantiles end √8 times as far from the median as they."""
-NEAR = 0.25
-"""The least room to such an end, in units of p90 - p50 or p50 - p10: growth may have brought the median beyond it."""
-
 
 def normal_scores_of(levels: tuple[float, ...]) -> Array:
     """Φ⁻¹ of each level: (levels,)."""
@@ -70,44 +61,6 @@ def floored(quantiles: Array, levels: tuple[float, ...], scale: Array) -> Array:
     least = FLOOR * believed[:, None, None] * z
     offset = quantiles - median
     return np.asarray(median + np.where(z < 0, np.minimum(offset, least), np.maximum(offset, least)))
-
-
-def walled(quantiles: Array, levels: tuple[float, ...], low: Array, high: Array) -> Array:
-    """Quantiles (servers, horizon, levels) drawn towards their median by what room is left to each server's range.
-
-    A quantile at the distance d from the median, and at the side where the range leaves the room r, comes to
-
-        d / √(1 + WALL · (d/r)²)
-
-    as the spread of a Gaussian of variance d² does when one of variance r²/WALL is multiplied to it. Far from the ends
-    nothing changes; order is kept. `low`, `high` (servers,) are what was reached; infinite where that is not known.
-    """
-    median = quantiles[..., [levels.index(0.5)]]
-    offset = quantiles - median
-    above = np.maximum(high[:, None, None] - median, NEAR * offset[..., [levels.index(0.9)]])
-    below = np.maximum(median - low[:, None, None], -NEAR * offset[..., [levels.index(0.1)]])
-    room = np.where(offset > 0, above, below)
-    share = np.divide(offset, room, out=np.zeros_like(offset), where=room > 0)
-    return np.asarray(median + offset / np.sqrt(1 + WALL * share**2))
-
-
-def loss(actual: Array, quantiles: Array, levels: tuple[float, ...], scale: Array) -> float:
-    """Mean pinball loss of past forecasts (windows, servers, horizon, levels), once calibrated on all of themselves.
-
-    `actual` is (windows, servers, horizon). Each window counts alike; `scale` (windows, servers) is the unit of a loss,
-    and where it is none nothing counts. NaN when nothing does.
-    """
-    observed = np.array([scores(*one, levels) for one in zip(actual, quantiles, strict=True)])
-    if not np.isfinite(observed).any():
-        return float("nan")
-    points = reading_points(observed, levels)
-    error = actual[..., None] - np.array([read(one, levels, points) for one in quantiles])
-    each = np.maximum(np.array(levels) * error, (np.array(levels) - 1) * error).mean(axis=3)
-    each /= np.where(scale > 0, scale, np.nan)[..., None]
-    known = np.isfinite(each)
-    count = known.sum(axis=(1, 2))
-    total = np.where(known, each, 0.0).sum(axis=(1, 2))
-    return float((total[count > 0] / count[count > 0]).mean()) if count.any() else float("nan")
 
 
 def scores(values: Array, quantiles: Array, levels: tuple[float, ...]) -> Array:

@@ -24,9 +24,6 @@ from app.domain import calibration, tally
 from app.domain.panel import Array, Panel
 from app.domain.quantiles import BASE, single, uncross
 
-TOLD_BY = 300
-"""Servers of a large fleet, about so many, that tell whether its forecasts are walled: it is one answer for all."""
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -40,8 +37,6 @@ class Trial:
 
     An ensemble learns its weights anew at each origin, so that its past forecasts were mixed unlike the one to be
     calibrated: `rehearse`(w) gives `raw`, ascending, with every window older than w mixed as w itself is.
-
-    `low`, `high` (1 + W, servers): `yearly_range` of the history before each origin; without them nothing is walled.
     """
 
     levels: tuple[float, ...]
@@ -52,8 +47,6 @@ class Trial:
     upper: Array
     reported: int
     rehearse: Callable[[int], Array] | None = None
-    low: Array | None = None
-    high: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -116,44 +109,16 @@ def _calibrated(trial: Trial, raw: Array, w: int) -> Array:
     if not windows:
         return np.asarray(raw[w])
     made = raw if trial.rehearse is None else trial.rehearse(w)
-
-    def floored(v: int, forecast: Array) -> Array:
-        return calibration.floored(forecast, trial.levels, trial.scale[v])
-
-    older = np.array([floored(v, made[v]) for v in windows])
-    actual = trial.actual[w:]
-    now = floored(w, raw[w])
-    if trial.low is not None and trial.high is not None:
-        ends = trial.low, trial.high
-        behind = np.array(
-            [
-                calibration.walled(past, trial.levels, *(end[v] for end in ends))
-                for v, past in zip(windows, older, strict=True)
-            ]
+    older = [
+        calibration.scores(
+            trial.actual[v - 1], calibration.floored(made[v], trial.levels, trial.scale[v]), trial.levels
         )
-        some = np.s_[:, :: max(1, raw.shape[1] // TOLD_BY)]
-        scale = trial.scale[w + 1 :]
-        losses = [calibration.loss(actual[some], those[some], trial.levels, scale[some]) for those in (behind, older)]
-        if losses[0] < losses[1]:
-            older, now = behind, calibration.walled(now, trial.levels, *(end[w] for end in ends))
-    observed = np.array([calibration.scores(*pair, trial.levels) for pair in zip(actual, older, strict=True)])
-    if not np.isfinite(observed).any():
+        for v in windows
+    ]
+    if not any(np.isfinite(observed).any() for observed in older):
         return np.asarray(raw[w])
-    return calibration.read(now, trial.levels, calibration.reading_points(observed, trial.levels))
-
-
-def yearly_range(panel: Panel) -> tuple[Array, Array]:
-    """The lowest and the highest value of each server's last 365 days: (servers,) each.
-
-    Infinite where less than half a year is known, of which nobody can tell what a year will bring.
-    """
-    year = 365 * panel.frequency.per_day
-    column = np.arange(panel.steps)
-    recent = (column > panel.last[:, None] - year) & np.isfinite(panel.values)
-    long = (panel.last - panel.first + 1 >= year / 2) & recent.any(axis=1)
-    low = np.where(recent, panel.values, np.inf).min(axis=1, initial=np.inf)
-    high = np.where(recent, panel.values, -np.inf).max(axis=1, initial=-np.inf)
-    return np.where(long, low, -np.inf), np.where(long, high, np.inf)
+    points = calibration.reading_points(np.array(older), trial.levels)
+    return calibration.read(calibration.floored(raw[w], trial.levels, trial.scale[w]), trial.levels, points)
 
 
 def seasonal_scale(panel: Panel, season: int) -> Array:

@@ -17,7 +17,7 @@ import numpy as np
 from app import forecasters
 from app.domain import risk, shifts
 from app.domain.dataset import Unit, bounds
-from app.domain.evaluation import Scores, Trial, judge, seasonal_scale, yearly_range
+from app.domain.evaluation import Scores, Trial, judge, seasonal_scale
 from app.domain.panel import MIN_VALUES, Array, Frequency, Panel, Times
 from app.domain.paths import Template, template
 from app.domain.preparation import prepare
@@ -201,16 +201,13 @@ class Judged:
 
 @dataclass(frozen=True)
 class _Past:
-    """What the judge needs of the history: `actual` (windows, servers, horizon); the seasonal scale, the bounds
-    and the yearly range by the history before each origin, (1 + windows, servers); `as_of` and `shifted_at`
-    (servers,)."""
+    """What the judge needs of the history: `actual` (windows, servers, horizon); the seasonal scale and the bounds by
+    the history before each origin, (1 + windows, servers); `as_of` and `shifted_at` (servers,)."""
 
     actual: Array
     scale: Array
     lower: Array
     upper: Array
-    low: Array
-    high: Array
     as_of: Times
     shifted_at: Times
 
@@ -223,8 +220,6 @@ def _past(case: Case) -> _Past:
         scale=np.empty((1 + windows, servers)),
         lower=np.empty((1 + windows, servers)),
         upper=np.empty((1 + windows, servers)),
-        low=np.empty((1 + windows, servers)),
-        high=np.empty((1 + windows, servers)),
         as_of=np.empty(servers, "datetime64[s]"),
         shifted_at=np.empty(servers, "datetime64[s]"),
     )
@@ -236,7 +231,6 @@ def _past(case: Case) -> _Past:
             before = panel.before(w * case.horizon)
             past.scale[w, some] = seasonal_scale(before, panel.frequency.season)
             past.lower[w, some], past.upper[w, some] = bounds(case.source.unit, before.values)
-            past.low[w, some], past.high[w, some] = yearly_range(before)
             if w > 0:
                 past.actual[w - 1, some] = panel.window(w, case.horizon)
     return past
@@ -252,8 +246,7 @@ def judge_run(case: Case) -> Judged:
         for part in case.parts:
             if part.model == model:
                 raw[part.window, part.start : part.stop] = np.load(part.path, allow_pickle=False)
-        known = past.actual, past.scale, past.lower, past.upper
-        return Trial(case.levels, raw, *known, case.reported, low=past.low, high=past.high)
+        return Trial(case.levels, raw, past.actual, past.scale, past.lower, past.upper, case.reported)
 
     forecaster = forecasters.load(case.model) if case.model in forecasters.names() else None
     weights: dict[str, float] | None = None
