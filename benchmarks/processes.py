@@ -35,9 +35,10 @@ _FLEET_ENDS = date(2025, 12, 31)
 
 @dataclass(frozen=True)
 class Tree:
-    """A service that runs: the API's address, and the first process of each part."""
+    """A service that runs: the API's address, its database, and the first process of each part."""
 
     address: str
+    database: str
     parts: dict[str, psutil.Process]
 
 
@@ -59,7 +60,7 @@ def service(folder: Path, *commands: str, **settings: str) -> Iterator[Tree]:
             for command in commands
         }
         until_up(f"{address}/readyz")
-        yield Tree(address, {**parts, "postgres": postgres_at(folder)})
+        yield Tree(address, postgres.url, {**parts, "postgres": postgres_at(folder)})
 
 
 @contextmanager

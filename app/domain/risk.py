@@ -294,14 +294,18 @@ def _surroundings(daily: Array, run: slice, weekday: NDArray[np.int64], ordinary
 def _weekly(daily: Array, days: Times, weekday: NDArray[np.int64], ordinary: Flags) -> list[tuple[int, Peak]]:
     profile = np.stack([np.median(daily[:, ordinary & (weekday == day)], axis=1) for day in range(7)], axis=1)
     uplift = _uplift(profile, profile.mean(axis=1, keepdims=True))
+    hot = uplift >= PEAK_UPLIFT_PCT
     found = []
-    for server in np.flatnonzero((uplift >= PEAK_UPLIFT_PCT).any(axis=1)).tolist():
-        hot = ordinary & (uplift[server] >= PEAK_UPLIFT_PCT)[weekday]
-        run = max(
-            _runs(np.where(hot, "weekday", "")), key=lambda run: (run.stop - run.start, daily[server, run].mean())
-        )
-        mean = uplift[server, weekday[run]].mean()
-        found.append((server, Peak(days[run][0], days[run][-1], "weekday", float(mean))))
+    for pattern in np.unique(hot[hot.any(axis=1)], axis=0):
+        alike = np.flatnonzero((hot == pattern).all(axis=1))
+        runs = _runs(np.where(ordinary & pattern[weekday], "weekday", ""))
+        most = max(run.stop - run.start for run in runs)
+        weeks = [run for run in runs if run.stop - run.start == most]
+        highest = np.argmax([daily[alike, run].mean(axis=1) for run in weeks], axis=0)
+        mean = np.array([uplift[np.ix_(alike, weekday[run])].mean(axis=1) for run in weeks])
+        for place, (server, week) in enumerate(zip(alike.tolist(), highest.tolist(), strict=True)):
+            run = days[weeks[week]]
+            found.append((server, Peak(run[0], run[-1], "weekday", float(mean[week, place]))))
     return found
 
 

@@ -36,7 +36,7 @@ V = TypeVar("V")
 
 _FLEETS_KEPT = 2
 _ANSWERS_KEPT = 16
-_CONTENTS_KEPT = 64
+_SMALL_KEPT = 64
 
 _SMALLEST, _LARGEST = 1e-30, 1e30
 """Thresholds that single precision can hold, with room for a share of them."""
@@ -162,7 +162,8 @@ class Fleets:
         self.levels = levels
         self._fleets: Recent[tuple[UUID, int], Fleet] = Recent(_FLEETS_KEPT)
         self._answers: Recent[tuple[UUID, int, Limits], Judged] = Recent(_ANSWERS_KEPT)
-        self._contents: Recent[UUID, Contents] = Recent(_CONTENTS_KEPT)
+        self._contents: Recent[UUID, Contents] = Recent(_SMALL_KEPT)
+        self._templates: Recent[tuple[UUID, int], Template | None] = Recent(_SMALL_KEPT)
 
     async def of(self, question: Question) -> Fleet:
         """Raises what `meant` raises, and NoResults."""
@@ -212,7 +213,7 @@ class Fleets:
             found = None
         if found is None:
             raise NoResults(f"The run of {run.model} in forecast {forecast.id} stored no results.")
-        template = await self._results.template(run.id)
+        template = await self._templates.get((run.id, run.revision), lambda: self._results.template(run.id))
         contents = await self._contents_of(forecast)
         async with self._database.connect() as connection:
             known = {s.server_id: s for s in await datasets.servers(connection, forecast.request.dataset_id, only)}

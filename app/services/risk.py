@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
+from math import isnan
 from typing import Literal, TypeVar
 from uuid import UUID
 
@@ -282,6 +283,7 @@ def _shown(
     order_by = risk.order_by(matrix.as_of, found.runway_conservative, lead)
     usable_pct = np.maximum(found.headroom_pct - planning.buffer_pct, 0.0)
     whole = judged.thresholds if fleet.unit is Unit.ABSOLUTE else fleet.quantity("capacity")
+    is_constant, history_days = _is_constant(matrix.values[rows]), _history_days(fleet, rows)
     return [
         ServerRisk(
             server_id=matrix.server_ids[row],
@@ -311,12 +313,12 @@ def _shown(
             peaks=its_peaks[row],
             fallback=matrix.fallback[row] is not None,
             coverage=_known(matrix.scores["coverage"][row], coverage),
-            history_days=_history_days(fleet, row),
-            quality=_quality(fleet, row),
+            history_days=history_days[place],
+            quality=_quality(fleet, row, is_constant[place]),
             level_shift=_shift(fleet, row),
             attributes=fleet.servers[row].attributes,
         )
-        for row in rows.tolist()
+        for place, row in enumerate(rows.tolist())
     ]
 
 
@@ -331,21 +333,30 @@ def _peaks(fleet: Fleet, rows: Rows, country: str) -> dict[int, tuple[Peak, ...]
     return found
 
 
-def _history_days(fleet: Fleet, row: int) -> int:
-    """Days from the server's first row to its last, both counted."""
-    first = np.datetime64(fleet.servers[row].first_at.replace(tzinfo=None), "D")
-    return int((fleet.matrix.as_of[row].astype("datetime64[D]") - first).astype(int)) + 1
+def _history_days(fleet: Fleet, rows: Rows) -> list[int]:
+    """Days from each server's first row to its last, both counted."""
+    first = np.array([fleet.servers[row].first_at.replace(tzinfo=None) for row in rows], "datetime64[D]")
+    days: list[int] = ((fleet.matrix.as_of[rows].astype("datetime64[D]") - first).astype(int) + 1).tolist()
+    return days
 
 
-def _quality(fleet: Fleet, row: int) -> tuple[str, ...]:
+def _is_constant(values: NDArray[np.float32]) -> list[bool]:
+    """Whether all quantiles of a server (servers, horizon, levels) are about the same."""
+    lowest, highest = values.min(axis=(1, 2)), values.max(axis=(1, 2))
+    largest = np.maximum(np.maximum(-lowest, highest), 1.0)
+    flags: list[bool] = (highest - lowest <= CONSTANT_SHARE * largest).tolist()
+    return flags
+
+
+def _quality(fleet: Fleet, row: int, is_constant: bool) -> tuple[str, ...]:
     """What makes a server's answer less sure; docs/risk.md says what each word means."""
-    server, per_day, values = fleet.servers[row], fleet.contents.frequency.per_day, fleet.matrix.values[row]
+    server, per_day, horizon = fleet.servers[row], fleet.contents.frequency.per_day, fleet.matrix.values.shape[1]
     span = (server.last_at - server.first_at) / timedelta(days=1) * per_day + 1
     end = np.datetime64(fleet.contents.end.replace(tzinfo=None), "s")
     flags = {
-        "short_history": span < max(2 * len(values), SHORT_HISTORY_DAYS * per_day),
+        "short_history": span < max(2 * horizon, SHORT_HISTORY_DAYS * per_day),
         "gaps": server.counts.get(fleet.metric, 0) < (1.0 - GAPS_SHARE) * span,
-        "constant": bool(np.ptp(values) <= CONSTANT_SHARE * max(1.0, float(np.abs(values).max()))),
+        "constant": is_constant,
         "stale": bool(fleet.matrix.as_of[row] < end),
         "level_shift": _shift(fleet, row) is not None,
     }
@@ -379,7 +390,7 @@ def _total(group: str | None, counts: Sequence[Count]) -> GroupCount:
 
 
 def _known(value: float, default: float | None = None) -> float | None:
-    return default if np.isnan(value) else float(value)
+    return default if isnan(value) else float(value)
 
 
 def _date(time: np.datetime64) -> np.datetime64 | None:

@@ -99,8 +99,8 @@ class Results:
 
     async def matrix(self, run_id: UUID) -> ResultMatrix:
         """All results of a run, servers in order of their id (byte order)."""
-        levels = await self._levels(run_id)
         async with self._database.connect() as connection:
+            levels = await _levels(connection, run_id)
             rows = (await connection.execute(_select().where(results.c.run_id == run_id).order_by(_BY_ID))).all()
         return _decoded(rows, levels)
 
@@ -123,22 +123,18 @@ class Results:
         self, run_id: UUID, *, first: str = "", only: Sequence[str] | None = None, limit: int
     ) -> ResultMatrix | None:
         """The next servers of a run from `first` on, in order of their id; None when there are no more."""
-        levels = await self._levels(run_id)
         query = _select().where(results.c.run_id == run_id, _BY_ID.op(">=")(first)).order_by(_BY_ID).limit(limit)
         if only is not None:
-            query = query.where(results.c.server_id.in_(only))
+            query = query.where(results.c.server_id == sa.any_(sa.cast(list(only), sa.ARRAY(sa.Text))))
         async with self._database.connect() as connection:
+            levels = await _levels(connection, run_id)
             rows = (await connection.execute(query)).all()
         return _decoded(rows, levels) if rows else None
 
-    async def _levels(self, run_id: UUID) -> tuple[float, ...]:
-        async with self._database.connect() as connection:
-            found = await connection.scalar(
-                sa.select(forecasts.c.quantiles)
-                .join(runs, runs.c.forecast_id == forecasts.c.id)
-                .where(runs.c.id == run_id)
-            )
-        return tuple(found or BASE)
+
+async def _levels(connection: AsyncConnection, run_id: UUID) -> tuple[float, ...]:
+    of = sa.select(forecasts.c.quantiles).join(runs, runs.c.forecast_id == forecasts.c.id).where(runs.c.id == run_id)
+    return tuple(await connection.scalar(of) or BASE)
 
 
 _BY_ID = sa.collate(results.c.server_id, "C")

@@ -127,7 +127,7 @@ def page_query(
 ) -> sa.Select[Any]:
     place = risks.c[_PLACES.get(sort, "server_id")]
     columns = (risks.c[name] for name in ("server_id", "threshold", "level", *_NUMBERS, *_TIMES))
-    query = sa.select(*columns).where(risks.c.run_id == run_id).order_by(place).limit(limit)
+    query = sa.select(*columns, place.label("place")).where(risks.c.run_id == run_id).order_by(place).limit(limit)
     for name, values in wanted.items():
         query = query.where(risks.c[name] == sa.any_(sa.cast(list(values), sa.ARRAY(sa.Text))))
     if after is not None:
