@@ -122,14 +122,17 @@ def _show(told: dict[str, Any]) -> None:
         f"{told['cases']} cases, of which breached {rates}.",
         highlight=False,
     )
-    table = Table(title="Reliability: of the servers told so much, how many breached")
-    for heading in ("told", "cases", "mean told", "breached"):
-        table.add_column(heading, justify="right")
-    for row in told["reliability"]:
-        table.add_row(
-            f"{row['start']:.0%} – {row['stop']:.0%}", str(row["cases"]), f"{row['told']:.3f}", f"{row['happened']:.3f}"
-        )
-    console.print(table)
+    for bins, heading in (
+        ("reliability", "Reliability: of the servers told so much, how many breached"),
+        ("reliability_tenths", "The same in tenths"),
+    ):
+        table = Table(title=heading)
+        for column in ("told", "cases", "mean told", "breached"):
+            table.add_column(column, justify="right")
+        for row in told[bins]:
+            span = f"{row['start']:.0%} – {row['stop']:.0%}"
+            table.add_row(span, str(row["cases"]), f"{row['told']:.3f}", f"{row['happened']:.3f}")
+        console.print(table)
 
     table = Table(title="Brier score (0 is perfect)")
     for heading in ("", "score", "Headroom's is"):

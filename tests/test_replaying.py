@@ -53,7 +53,8 @@ def test_a_replay_scores_every_answer_on_what_came(tmp_path: Path, fleet: Path) 
     before = [int((origin - DAYS[0]) / np.timedelta64(1, "D")) for origin in np.array(told["origins"], "datetime64[D]")]
     over = sum(int((grown[day - 29 : day + 1] > threshold).any()) for day in before for threshold in (80, 95))
     assert over == 2  # no cases: it had breached within the 30 days before
-    assert told["cases"] == sum(row["cases"] for row in told["reliability"]) == 60 - over
+    for bins in ("reliability", "reliability_tenths"):
+        assert told["cases"] == sum(row["cases"] for row in told[bins]) == 60 - over
     assert told["downsizes"]["recommended"] == 0  # at half the size 80 is 40, and all run at 50
 
     cases = pq.read_table(out / "cases.parquet").to_pylist()

@@ -16,8 +16,9 @@ from app.domain.panel import Array, Panel, Times
 from app.domain.quantiles import normal_scores
 from app.domain.risk import Flags, Names
 
-EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""Of the bins of the reliability table: the cases of a replay are few, and those of one origin go together."""
+FIFTHS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+TENTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Edges of the bins of the reliability tables. Tenths leave few cases a bin, and those of one origin go together."""
 
 ALARM = 0.5
 """A server counts as flagged from this breach probability on."""
@@ -116,6 +117,7 @@ class Report:
     cases: int
     base_rate: float
     reliability: tuple[Bin, ...]
+    reliability_tenths: tuple[Bin, ...]
     brier: Brier
     alarms: dict[str, Alarms]
     first_passage: dict[str, Passage]
@@ -139,6 +141,7 @@ def report(cases: Cases) -> Report:
         cases=len(cases),
         base_rate=float(happened.mean()),
         reliability=reliability(cases.told, cases.breached),
+        reliability_tenths=reliability(cases.told, cases.breached, TENTHS),
         brier=Brier(**{name: float(((told - happened) ** 2).mean()) for name, told in forecasts.items()}),
         alarms={
             f"P(breach) >= {ALARM:g}": _alarms(cases, cases.told >= ALARM),
@@ -152,13 +155,13 @@ def report(cases: Cases) -> Report:
     )
 
 
-def reliability(told: Array, happened: Flags) -> tuple[Bin, ...]:
+def reliability(told: Array, happened: Flags, edges: tuple[float, ...] = FIFTHS) -> tuple[Bin, ...]:
     """Bins that hold a case; a probability on an edge belongs to the bin above it."""
-    place = np.clip(np.searchsorted(EDGES, told, side="right") - 1, 0, len(EDGES) - 2)
+    place = np.clip(np.searchsorted(edges, told, side="right") - 1, 0, len(edges) - 2)
     return tuple(
         Bin(
-            EDGES[k],
-            EDGES[k + 1],
+            edges[k],
+            edges[k + 1],
             int((place == k).sum()),
             float(told[place == k].mean()),
             float(happened[place == k].mean()),

@@ -37,6 +37,13 @@ def test_of_the_servers_told_so_much_how_many_breached():
         (0.8, 1.0, 1, 1.0),
     ]
     assert found[0].told == pytest.approx(0.05)
+    tenths = replay.reliability(np.array([0.0, 0.1, 0.3, 1.0]), np.array([False, True, True, True]), replay.TENTHS)
+    assert [(one.start, one.stop, one.cases) for one in tenths] == [
+        (0.0, 0.1, 1),
+        (0.1, 0.2, 1),
+        (0.3, 0.4, 1),
+        (0.9, 1.0, 1),
+    ]
 
 
 def test_brier_scores_of_all_that_could_have_been_used():
