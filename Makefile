@@ -18,7 +18,7 @@ run: setup
 	@exec .venv/bin/headroom run $(ARGS)
 
 test: setup
-	@exec .venv/bin/pytest -n auto --dist worksteal $(ARGS)
+	@exec .venv/bin/pytest -n 4 --dist worksteal $(ARGS)
 
 check: lint test
 

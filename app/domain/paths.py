@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from scipy.special import ndtri
-from scipy.stats.qmc import Sobol
 
 from app.domain.panel import Array, Times
 
@@ -157,6 +156,8 @@ def _components(correlation: float, horizon: int) -> tuple[Array, Array]:
 
 def _even_scores(paths: int, dimensions: int, seed: int) -> Array:
     """Standard normal, spread more evenly than at random: (paths, dimensions)."""
+    from scipy.stats.qmc import Sobol  # a third of a second at the start of each process, most of which draw nothing
+
     points = Sobol(dimensions, scramble=True, rng=seed).random_base2(max(paths - 1, 1).bit_length())[:paths]
     return np.asarray(ndtri(np.clip(points, 1e-9, 1 - 1e-9)))
 

@@ -17,7 +17,7 @@ from app.domain import quantiles
 from app.domain.panel import Array, Frequency, Index, Panel
 from app.forecasters import _regressors
 
-ROWS = 150_000
+ROWS = 40_000
 """Most training rows: past this, more rows cost time and gain nothing that was measured."""
 
 ROWS_PER_SERVER = 1_000
