@@ -26,6 +26,7 @@ import numpy as np
 import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql.psycopg import dialect as psycopg_dialect
 
 from app.domain.dataset import Contents, Quality, Unit
 from app.domain.forecast import ForecastRequest
@@ -97,7 +98,7 @@ def _lists(
             body = answer.json()
             statement = _bare(run, wanted, sort, after)
             began = time.perf_counter()
-            rows = connection.execute(statement, prepare=True).fetchall()
+            rows = connection.execute(*statement).fetchall()
             bare = time.perf_counter() - began
             assert [row[0] for row in rows[:LIMIT]] == [item["server_id"] for item in body["items"]], answer.text
             if again:
@@ -107,8 +108,8 @@ def _lists(
             after, cursor = body["items"][-1]["server_id"], {"cursor": body["next_cursor"]}
 
 
-def _bare(run: UUID, wanted: dict[str, str], sort: Sort, after: str | None) -> str:
-    """All that the page shows, in one statement; arrays as bytes, which is how they are read fastest."""
+def _bare(run: UUID, wanted: dict[str, str], sort: Sort, after: str | None) -> tuple[bytes, dict[str, Any]]:
+    """All that the page shows, in one statement, which the driver prepares; arrays as bytes, read fastest so."""
     its = {name: [value] for name, value in wanted.items()}
     page = risk_rows.page_query(run, its, sort, after, LIMIT + 1).subquery("page")
     arrays = [sa.func.array_send(t.results.c[name]) for name in ("p10", "p50", "p90")]
@@ -128,7 +129,8 @@ def _bare(run: UUID, wanted: dict[str, str], sort: Sort, after: str | None) -> s
         )
         .order_by(page.c.place)
     )
-    return _text(query)
+    compiled = query.compile(dialect=psycopg_dialect())
+    return str(compiled).encode(), dict(compiled.params)
 
 
 def _text(query: sa.Select[Any]) -> str:

@@ -125,16 +125,20 @@ async def page(
 def page_query(
     run_id: UUID, wanted: Mapping[str, Sequence[str]], sort: Sort, after: str | None, limit: int
 ) -> sa.Select[Any]:
-    place = risks.c[_PLACES.get(sort, "server_id")]
+    place = _place(risks, sort)
     columns = (risks.c[name] for name in ("server_id", "threshold", "level", *_NUMBERS, *_TIMES))
     query = sa.select(*columns, place.label("place")).where(risks.c.run_id == run_id).order_by(place).limit(limit)
     for name, values in wanted.items():
         query = query.where(risks.c[name] == sa.any_(sa.cast(list(values), sa.ARRAY(sa.Text))))
     if after is not None:
         seen = risks.alias("seen")
-        last = sa.select(seen.c[place.name]).where(seen.c.run_id == run_id, seen.c.server_id == after)
+        last = sa.select(_place(seen, sort)).where(seen.c.run_id == run_id, _place(seen, "server_id") == after)
         query = query.where(place > last.scalar_subquery())
     return query
+
+
+def _place(rows: sa.FromClause, sort: Sort) -> sa.ColumnElement[Any]:
+    return sa.collate(rows.c.server_id, "C") if sort == "server_id" else rows.c[_PLACES[sort]]
 
 
 async def counts(connection: Connection, run_id: UUID, by: str) -> list[Count]:

@@ -26,7 +26,7 @@ def upgrade() -> None:
     op.create_table(
         "risks",
         sa.Column("run_id", sa.UUID(), nullable=False),
-        sa.Column("server_id", sa.Text(collation="C"), nullable=False),
+        sa.Column("server_id", sa.Text(), nullable=False),
         sa.Column("threshold", sa.Float(), nullable=False, comment="the server's own, else its unit's"),
         sa.Column("level", sa.Text(), nullable=False),
         sa.Column("max_p90", sa.Float(), nullable=False),
@@ -52,11 +52,11 @@ def upgrade() -> None:
         ),
         sa.Column("by_breach_probability", sa.Integer(), nullable=False),
         sa.Column("by_max_p90", sa.Integer(), nullable=False),
-        sa.PrimaryKeyConstraint("run_id", "server_id", name=op.f("pk_risks")),
     )
     for sort in ("by_runway", "by_breach_probability", "by_max_p90"):
         op.create_index(f"ix_risks_{sort}", "risks", ["run_id", sort])
-    # Rows of `risks` come and go with that of their run. A foreign key would be checked for each of 100,000.
+    op.create_index("ix_risks_by_server_id", "risks", ["run_id", sa.text('server_id COLLATE "C"')], unique=True)
+    # The rows of `risks` come and go with that of their run. A foreign key would be checked for each of 100,000.
     op.execute(
         """
         CREATE FUNCTION forget_risks() RETURNS trigger LANGUAGE plpgsql AS $$

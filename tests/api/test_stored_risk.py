@@ -123,11 +123,11 @@ async def test_a_page_is_read_by_the_index_of_its_sort(world: World, settings: S
         await world.forecast(dataset, found=matrix({name: 20 + n / 30 for n, name in enumerate(names)}), finished_at=at)
     sql(settings, "ANALYZE risks")
     ((run,),) = sql(settings, "SELECT run_id FROM run_risks LIMIT 1")
-    for sort, index in zip(SORTS, (*(f"ix_risks_by_{sort}" for sort in SORTS[:3]), "pk_risks"), strict=True):
+    for sort in SORTS:
         page = page_query(run, {"region": ["eu"]}, sort, names[1_000], 100)
         text = page.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})
         plan = str(sql(settings, f"EXPLAIN {text}"))  # type: ignore[arg-type]
-        assert f"Index Scan using {index} on risks'" in plan.replace("  (cost", "'"), plan
+        assert f"Index Scan using ix_risks_by_{sort} on risks  (" in plan, plan
         assert "Sort" not in plan
 
 
