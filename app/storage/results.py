@@ -6,8 +6,6 @@ It holds the layout of those rows and nothing of their meaning.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from math import isnan
-from struct import pack
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +18,7 @@ from app.domain.panel import Frequency, Times
 from app.domain.paths import Template
 from app.domain.quantiles import BASE
 from app.domain.tally import SUMS
-from app.storage.copying import copy
+from app.storage.copying import Field, copy, rows_of
 from app.storage.database import Database
 from app.storage.tables import forecasts, results, run_paths, run_risks, runs
 
@@ -28,8 +26,7 @@ Reals = NDArray[np.float32]
 
 SCORES = ("smape", "mase", "mae", "rmse", "wql", "coverage")
 _ARRAYS = ("p10", "p50", "p90", "others", "tally", "weights")
-_COLUMNS = ("run_id", "server_id", "as_of", "step", *_ARRAYS, "fallback", *SCORES, "shifted_at")
-_EPOCH = np.datetime64("2000-01-01", "us")  # PostgreSQL counts microseconds from here
+_COLUMNS = ("run_id", "server_id", "as_of", "step", "fallback", *SCORES, "shifted_at", *_ARRAYS)
 _FLOAT4 = 700
 _ARRAY_HEADER = 20  # dimensions, flags, type, length, lower bound: five int32
 
@@ -181,59 +178,33 @@ def _decoded(rows: Sequence[sa.Row[Any]], levels: tuple[float, ...]) -> ResultMa
     )
 
 
-def _encoded(run_id: UUID, found: ResultMatrix, block: int = 1000) -> Iterator[bytes]:
-    """Rows in PostgreSQL's binary COPY format, each part built for all servers at once and cut per server."""
+def _encoded(run_id: UUID, found: ResultMatrix, block: int = 1_000) -> Iterator[bytes]:
+    """Rows in PostgreSQL's binary COPY format, each part built for all servers of a block at once."""
     further = [index for index, level in enumerate(found.levels) if level not in BASE]
-    head = _int16(len(_COLUMNS)) + _field(run_id.bytes)
-    step = _field(_interval(found.frequency.step))
+    unshifted = np.full(len(found), np.datetime64("NaT", "s"))
     for start in range(0, len(found), block):
         rows = slice(start, start + block)
         values = found.values[rows]
-        arrays = [_arrays(values[:, :, found.levels.index(level)]) for level in BASE]
-        others = values[:, :, further].transpose(0, 2, 1).reshape(len(values), -1) if further else None
-        rest = (None if part is None else part[rows].reshape(len(values), -1) for part in (found.tally, found.weights))
-        arrays += [
-            np.broadcast_to(_NO_ARRAY, (len(values), 4)) if part is None else _arrays(part) for part in (others, *rest)
-        ]
-        fixed = np.concatenate(arrays, axis=1)
-        times = _times(found.as_of[rows])
-        shifts = [_NULL] * len(values) if found.shifted_at is None else _times(found.shifted_at[rows])
-        scores = np.stack([found.scores[name][rows] for name in SCORES], axis=1).tolist()
-        yield b"".join(
-            head
-            + _field(server_id.encode())
-            + time
-            + step
-            + row.tobytes()
-            + (_field(fallback.encode()) if fallback else _NULL)
-            + b"".join(_NULL if isnan(score) else _field(pack(">f", score)) for score in its_scores)
-            + shift
-            for server_id, time, row, fallback, its_scores, shift in zip(
-                found.server_ids[rows], times, fixed, found.fallback[rows], scores, shifts, strict=True
-            )
+        count = len(values)
+        others = values[:, :, further].transpose(0, 2, 1) if further else None
+        rest = (None if part is None else part[rows] for part in (found.tally, found.weights))
+        heads = rows_of(
+            Field.same(run_id.bytes, count),
+            Field.texts(found.server_ids[rows]),
+            Field.times(found.as_of[rows]),
+            Field.same(_interval(found.frequency.step), count),
+            Field.texts(found.fallback[rows]),
+            *(Field.floats(found.scores[name][rows]) for name in SCORES),
+            Field.times((unshifted if found.shifted_at is None else found.shifted_at)[rows]),
+            columns=len(_COLUMNS),
         )
+        arrays = [_arrays(values[:, :, found.levels.index(level)]) for level in BASE]
+        arrays += [np.broadcast_to(_NULL, (count, 4)) if part is None else _arrays(part) for part in (others, *rest)]
+        fixed = np.concatenate(arrays, axis=1)
+        yield b"".join(part for head, row in zip(heads, fixed, strict=True) for part in (head, row.tobytes()))
 
 
-_NULL = b"\xff\xff\xff\xff"
-_NO_ARRAY = np.frombuffer(_NULL, np.uint8)
-
-
-def _int16(number: int) -> bytes:
-    return number.to_bytes(2, "big", signed=True)
-
-
-def _field(value: bytes) -> bytes:
-    return len(value).to_bytes(4, "big") + value
-
-
-def _times(times: Times) -> list[bytes]:
-    """A field of each, NULL for NaT."""
-    since = (times.astype("datetime64[us]") - _EPOCH).astype(np.int64).tolist()
-    missing = np.isnat(times).tolist()
-    return [
-        _NULL if none else _field(number.to_bytes(8, "big", signed=True))
-        for number, none in zip(since, missing, strict=True)
-    ]
+_NULL = np.full(4, 0xFF, np.uint8)
 
 
 def _interval(step: np.timedelta64) -> bytes:
@@ -244,11 +215,12 @@ def _interval(step: np.timedelta64) -> bytes:
 
 
 def _arrays(values: Reals) -> NDArray[np.uint8]:
-    """One binary `real[]` field per row: uint8 (rows, bytes)."""
-    rows, length = values.shape
+    """One binary `real[]` field per row of (rows, …): uint8 (rows, bytes)."""
+    flat = values.reshape(len(values), -1)
+    rows, length = flat.shape
     header = np.array([_ARRAY_HEADER + 8 * length, 1, 0, _FLOAT4, length, 1], ">i4").tobytes()
     cells = np.empty((rows, length, 2), ">f4")
     cells.view(">i4")[:, :, 0] = 4
-    cells[:, :, 1] = values
-    body = np.ascontiguousarray(cells).view(np.uint8).reshape(rows, -1)
+    cells[:, :, 1] = flat
+    body = cells.view(np.uint8).reshape(rows, -1)
     return np.concatenate([np.broadcast_to(np.frombuffer(header, np.uint8), (rows, len(header))), body], axis=1)

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from app.domain.panel import Array, Times
 from app.domain.risk import Risk, Sort, order
-from app.storage.copying import copy
+from app.storage.copying import Field, copy, rows_of
 from app.storage.database import Connection
 from app.storage.tables import risks, run_risks
 
 Rules = Mapping[str, float | None]
 Groups = Mapping[str, Sequence[str | None]]
-Bytes = NDArray[np.uint8]
 
 GROUPS = ("business_unit", "region", "criticality")
 _TIMES = ("first_breach_p10", "first_breach_p50")
@@ -39,7 +38,6 @@ _NUMBERS = (
 )
 _PLACES: dict[Sort, str] = {sort: f"by_{sort}" for sort in get_args(Sort) if sort != "server_id"}
 _COLUMNS = ("run_id", "server_id", "threshold", "level", *_NUMBERS, *_TIMES, *GROUPS, *_PLACES.values())
-_EPOCH = np.datetime64("2000-01-01", "us")  # PostgreSQL counts microseconds from here
 _BLOCK = 2500
 
 
@@ -165,17 +163,18 @@ def _encoded(
     for start in range(0, len(rows), _BLOCK):
         some = rows[start : start + _BLOCK]
         its, listed = found.at(some), some.tolist()
-        yield _tuples(
-            [
-                _Field.same(run_id.bytes, len(some)),
-                _Field.texts([server_ids[row] for row in listed]),
-                _Field.floats(thresholds[some]),
-                _Field.texts(its.level.tolist()),
-                *(_Field.floats(getattr(its, name)) for name in _NUMBERS),
-                *(_Field.times(getattr(its, name)) for name in _TIMES),
-                *(_Field.texts([groups[name][row] for row in listed]) for name in GROUPS),
-                *(_Field.integers(places[name][some]) for name in _PLACES.values()),
-            ]
+        yield b"".join(
+            rows_of(
+                Field.same(run_id.bytes, len(some)),
+                Field.texts([server_ids[row] for row in listed]),
+                Field.floats(thresholds[some]),
+                Field.texts(its.level.tolist()),
+                *(Field.floats(getattr(its, name)) for name in _NUMBERS),
+                *(Field.times(getattr(its, name)) for name in _TIMES),
+                *(Field.texts([groups[name][row] for row in listed]) for name in GROUPS),
+                *(Field.integers(places[name][some]) for name in _PLACES.values()),
+                columns=len(_COLUMNS),
+            )
         )
 
 
@@ -184,51 +183,3 @@ def _places(order: NDArray[np.intp]) -> NDArray[np.intp]:
     places = np.empty_like(order)
     places[order] = np.arange(len(order))
     return places
-
-
-@dataclass(frozen=True, eq=False)
-class _Field:
-    """A column on its way: uint8 (rows, width), of which each row counts `sizes` bytes; -1 is NULL."""
-
-    payload: Bytes
-    sizes: NDArray[np.int64]
-
-    @classmethod
-    def same(cls, value: bytes, rows: int) -> "_Field":
-        payload = np.frombuffer(value, np.uint8)
-        return cls(np.broadcast_to(payload, (rows, len(value))), np.full(rows, len(value)))
-
-    @classmethod
-    def texts(cls, values: Sequence[str | None]) -> "_Field":
-        encoded = [b"" if value is None else value.encode() for value in values]
-        sizes = [-1 if value is None else len(raw) for value, raw in zip(values, encoded, strict=True)]
-        return cls(np.array(encoded, np.bytes_).view(np.uint8).reshape(len(encoded), -1), np.array(sizes))
-
-    @classmethod
-    def floats(cls, values: Array) -> "_Field":
-        return cls(_big_endian(values, ">f8"), np.where(np.isnan(values), -1, 8))
-
-    @classmethod
-    def times(cls, values: Times) -> "_Field":
-        since = (values.astype("datetime64[us]") - _EPOCH).astype(np.int64)
-        return cls(_big_endian(since, ">i8"), np.where(np.isnat(values), -1, 8))
-
-    @classmethod
-    def integers(cls, values: NDArray[np.intp]) -> "_Field":
-        return cls(_big_endian(values, ">i4"), np.full(len(values), 4))
-
-
-def _big_endian(values: NDArray[Any], kind: str) -> Bytes:
-    return values.astype(kind).view(np.uint8).reshape(len(values), -1)
-
-
-def _tuples(columns: Sequence[_Field]) -> bytes:
-    """Built as a table of bytes as wide as the widest values; then what is no value's is left out."""
-    rows = len(columns[0].sizes)
-    head = np.broadcast_to(np.frombuffer(len(columns).to_bytes(2, "big"), np.uint8), (rows, 2))
-    parts, counts = [head], [np.ones((rows, 2), np.bool_)]
-    for column in columns:
-        parts += [_big_endian(column.sizes, ">i4"), column.payload]
-        counts += [np.ones((rows, 4), np.bool_), np.arange(column.payload.shape[1]) < column.sizes[:, None]]
-    counted: Bytes = np.concatenate(parts, axis=1)[np.concatenate(counts, axis=1)]
-    return counted.tobytes()

@@ -261,8 +261,8 @@ risks = sa.Table(
 )
 for _sort in ("by_runway", "by_breach_probability", "by_max_p90"):
     sa.Index(f"ix_risks_{_sort}", risks.c.run_id, risks.c[_sort])
-"""And unique on (run_id, server_id COLLATE "C"), for the list by name: Alembic cannot compare such an index, so that only
-its migration speaks of it."""
+"""And unique on (run_id, server_id COLLATE "C"), for the list by name: Alembic cannot compare such an index, so that
+only its migration speaks of it."""
 
 alert_rules = sa.Table(
     "alert_rules",
