@@ -11,5 +11,6 @@ REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON alembic_version FROM headroom_service
 
 -- People and BI tools: results and costs, but neither keys nor sessions nor what signs alerts.
 GRANT SELECT ON
-    datasets, dataset_servers, forecasts, runs, run_events, results, run_paths, forecast_quantiles, ledger
+    datasets, dataset_servers, forecasts, runs, run_events, results, run_paths, run_risks, risks, forecast_quantiles,
+    ledger
 TO headroom_reader;
