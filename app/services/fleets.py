@@ -25,7 +25,7 @@ from app.domain.paths import Template
 from app.domain.risk import Levels, Outlook, Risk
 from app.domain.run import Run, RunStatus
 from app.errors import Complaint, ForecastNotReady, Invalid, NoResults, NotFound, ThresholdRequired
-from app.storage import datasets, forecasts
+from app.storage import datasets, forecasts, results
 from app.storage.database import Database
 from app.storage.results import ResultMatrix, Results
 
@@ -156,9 +156,9 @@ class Judged:
 class Fleets:
     """Loads and judges them."""
 
-    def __init__(self, database: Database, results: Results, levels: Levels) -> None:
+    def __init__(self, database: Database, stored: Results, levels: Levels) -> None:
         self._database = database
-        self._results = results
+        self._results = stored
         self.levels = levels
         self._fleets: Recent[tuple[UUID, int], Fleet] = Recent(_FLEETS_KEPT)
         self._answers: Recent[tuple[UUID, int, Limits], Judged] = Recent(_ANSWERS_KEPT)
@@ -205,18 +205,13 @@ class Fleets:
 
     async def load(self, forecast: Forecast, run: Run, only: Sequence[str] | None = None) -> Fleet:
         """All servers of a run, or some."""
-        try:
-            found = await (
-                self._results.matrix(run.id) if only is None else self._results.some(run.id, only=only, limit=len(only))
-            )
-        except LookupError:
-            found = None
+        async with self._database.connect() as connection:
+            found = await results.some(connection, run.id, forecast.request.levels, only=only)
+            known = {s.server_id: s for s in await datasets.servers(connection, forecast.request.dataset_id, only)}
         if found is None:
             raise NoResults(f"The run of {run.model} in forecast {forecast.id} stored no results.")
         template = await self._templates.get((run.id, run.revision), lambda: self._results.template(run.id))
         contents = await self._contents_of(forecast)
-        async with self._database.connect() as connection:
-            known = {s.server_id: s for s in await datasets.servers(connection, forecast.request.dataset_id, only)}
         horizon = found.values.shape[1]
         if template is None or template.horizon < horizon:
             template = paths.autoregressive(horizon)

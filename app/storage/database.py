@@ -6,6 +6,7 @@ from datetime import datetime
 
 import psycopg
 import sqlalchemy as sa
+from pydantic_core import from_json
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from app.storage.migrate import sqlalchemy_url
@@ -35,6 +36,7 @@ class Database:
             max_overflow=size,
             pool_pre_ping=True,
             pool_timeout=10,
+            json_deserializer=from_json,  # several times as fast as the standard library's
             hide_parameters=True,  # values have no business in an error or a log
             connect_args={"options": "-c timezone=UTC", "connect_timeout": 5},
         )

@@ -116,13 +116,11 @@ async def newest(connection: AsyncConnection, before: tuple[datetime, UUID] | No
 
 async def servers(connection: AsyncConnection, dataset_id: UUID, only: Collection[str] | None = None) -> list[Server]:
     """The servers of a dataset in the byte order of their ids, as the artifact has them; or only some of them."""
-    query = sa.select(dataset_servers).where(dataset_servers.c.dataset_id == dataset_id).order_by(_BY_BYTES)
+    columns = (dataset_servers.c[name] for name in _SERVER_COLUMNS[1:])
+    query = sa.select(*columns).where(dataset_servers.c.dataset_id == dataset_id).order_by(_BY_BYTES)
     if only is not None:
         query = query.where(dataset_servers.c.server_id == sa.any_(sa.cast(list(only), sa.ARRAY(sa.Text))))
-    return [
-        Server(row.server_id, row.first_at, row.last_at, row.rows, row.counts, row.maxima, row.attributes)
-        for row in await connection.execute(query)
-    ]
+    return [Server(*row) for row in await connection.execute(query)]
 
 
 async def named(connection: AsyncConnection, locations: Collection[str]) -> set[str]:

@@ -120,13 +120,26 @@ class Results:
         self, run_id: UUID, *, first: str = "", only: Sequence[str] | None = None, limit: int
     ) -> ResultMatrix | None:
         """The next servers of a run from `first` on, in order of their id; None when there are no more."""
-        query = _select().where(results.c.run_id == run_id, _BY_ID.op(">=")(first)).order_by(_BY_ID).limit(limit)
-        if only is not None:
-            query = query.where(results.c.server_id == sa.any_(sa.cast(list(only), sa.ARRAY(sa.Text))))
         async with self._database.connect() as connection:
             levels = await _levels(connection, run_id)
-            rows = (await connection.execute(query)).all()
-        return _decoded(rows, levels) if rows else None
+            return await some(connection, run_id, levels, first=first, only=only, limit=limit)
+
+
+async def some(
+    connection: AsyncConnection,
+    run_id: UUID,
+    levels: tuple[float, ...],
+    *,
+    first: str = "",
+    only: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> ResultMatrix | None:
+    """As `Results.some`, where the levels of the run are known."""
+    query = _select().where(results.c.run_id == run_id, _BY_ID.op(">=")(first)).order_by(_BY_ID).limit(limit)
+    if only is not None:
+        query = query.where(results.c.server_id == sa.any_(sa.cast(list(only), sa.ARRAY(sa.Text))))
+    rows = (await connection.execute(query)).all()
+    return _decoded(rows, levels) if rows else None
 
 
 async def _levels(connection: AsyncConnection, run_id: UUID) -> tuple[float, ...]:
@@ -154,27 +167,25 @@ def _reals(column: Sequence[bytes]) -> Reals:
 def _decoded(rows: Sequence[sa.Row[Any]], levels: tuple[float, ...]) -> ResultMatrix:
     if not rows:
         raise LookupError("a run without results")
-    base = {
-        level: _reals([getattr(row, name) for row in rows])
-        for level, name in zip(BASE, ("p10", "p50", "p90"), strict=True)
-    }
+    column = dict(zip(rows[0]._fields, zip(*rows, strict=True), strict=True))
+    base = {level: _reals(column[name]) for level, name in zip(BASE, ("p10", "p50", "p90"), strict=True)}
     horizon = base[0.5].shape[1]
     further = [level for level in levels if level not in BASE]
-    others = _reals([row.others for row in rows]).reshape(len(rows), len(further), horizon) if further else None
+    others = _reals(column["others"]).reshape(len(rows), len(further), horizon) if further else None
     values = np.stack(
         [base[level] if level in base else others[:, further.index(level)] for level in levels],  # type: ignore[index]
         axis=-1,
     )
     return ResultMatrix(
-        server_ids=tuple(row.server_id for row in rows),
-        as_of=np.array([row.as_of.replace(tzinfo=None) for row in rows], "datetime64[s]"),
+        server_ids=column["server_id"],
+        as_of=np.array([time.replace(tzinfo=None) for time in column["as_of"]], "datetime64[s]"),
         frequency=Frequency.DAILY if rows[0].step == timedelta(days=1) else Frequency.HOURLY,
         levels=levels,
         values=values,
-        fallback=tuple(row.fallback for row in rows),
-        scores={name: np.array([getattr(row, name) for row in rows], np.float32) for name in SCORES},
-        weights=None if rows[0].weights is None else _reals([row.weights for row in rows]),
-        shifted_at=np.array([row.shifted_at and row.shifted_at.replace(tzinfo=None) for row in rows], "datetime64[s]"),
+        fallback=column["fallback"],
+        scores={name: np.array(column[name], np.float32) for name in SCORES},
+        weights=None if rows[0].weights is None else _reals(column["weights"]),
+        shifted_at=np.array([time and time.replace(tzinfo=None) for time in column["shifted_at"]], "datetime64[s]"),
     )
 
 

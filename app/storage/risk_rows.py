@@ -8,6 +8,7 @@ It leaves out the formulas (domain/risk.py) and what else a page shows of a serv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
+from itertools import repeat
 from typing import Any, get_args
 from uuid import UUID
 
@@ -106,16 +107,19 @@ async def page(
 
     There is nothing behind a server that the run does not have.
     """
-    rows = (await connection.execute(page_query(run_id, wanted, sort, after, limit))).all()
-    columns: dict[str, Any] = {name: np.array([getattr(row, name) for row in rows], np.float64) for name in _NUMBERS}
-    columns |= {name: _datetimes([getattr(row, name) for row in rows]) for name in _TIMES}
+    found = await connection.execute(page_query(run_id, wanted, sort, after, limit))
+    rows = found.all()
+    column = dict(zip(found.keys(), zip(*rows, strict=True) if rows else repeat(()), strict=False))
+    numbers: dict[str, Any] = {name: np.array(column[name], np.float64) for name in _NUMBERS}
+    times: dict[str, Any] = {name: _datetimes(column[name]) for name in _TIMES}
     return Found(
-        tuple(row.server_id for row in rows),
-        np.array([row.threshold for row in rows], np.float64),
+        column["server_id"],
+        np.array(column["threshold"], np.float64),
         Risk(
-            level=np.array([row.level for row in rows], np.str_),
-            risk_high=np.isfinite(columns["runway_conservative"]),
-            **columns,
+            level=np.array(column["level"], np.str_),
+            risk_high=np.isfinite(numbers["runway_conservative"]),
+            **numbers,
+            **times,
         ),
     )
 
