@@ -47,9 +47,7 @@ def upgrade() -> None:
         sa.Column("business_unit", sa.Text(), nullable=True),
         sa.Column("region", sa.Text(), nullable=True),
         sa.Column("criticality", sa.Text(), nullable=True),
-        sa.Column(
-            "by_runway", sa.Integer(), nullable=False, comment="place in the run's list so sorted, ties settled"
-        ),
+        sa.Column("by_runway", sa.Integer(), nullable=False, comment="place in the run's list so sorted, ties settled"),
         sa.Column("by_breach_probability", sa.Integer(), nullable=False),
         sa.Column("by_max_p90", sa.Integer(), nullable=False),
     )
