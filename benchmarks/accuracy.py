@@ -68,7 +68,8 @@ def scored(
         for member in headroom.members(model, len(past)):
             if member not in fitted:
                 began = time.process_time()
-                fitted[member] = headroom.fit(past, horizon, windows, member), time.process_time() - began
+                [its] = headroom.fit(past, horizon, windows, (member,))
+                fitted[member] = its, time.process_time() - began
         fits, taken = zip(*(fitted[member] for member in headroom.members(model, len(past))), strict=True)
         began = time.process_time()
         values = headroom.judged(model, past, horizon, list(fits))

@@ -4,7 +4,7 @@ The fits and the judging are the service's own functions (services/fitting, doma
 them; only files, claims and the database are left out. Work goes through `tasks`, which may spread it over processes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -55,23 +55,28 @@ def windows(past: Panel, horizon: int, model: str) -> int:
 def forecast(past: Panel, horizon: int, model: str, tasks: Tasks = in_turn) -> Array:
     """What a run of that model would answer, p10, p50 and p90: (servers, horizon, 3)."""
     count = windows(past, horizon, model)
-    fits = [fit(past, horizon, count, member, tasks) for member in members(model, len(past))]
+    fits = fit(past, horizon, count, members(model, len(past)), tasks)
     answer: Array = tasks(judged, [(model, past, horizon, fits)])[0]
     return answer
 
 
-def fit(past: Panel, horizon: int, count: int, model: str, tasks: Tasks = in_turn) -> Fitted:
-    """The model's forecast and `count` back-tests of it."""
-    size = forecasters.member(model).chunk or len(past)
-    places = [(window, start) for window in range(count + 1) for start in range(0, len(past), size)]
-    arguments = [
-        (model, past.take(np.arange(start, min(start + size, len(past)))).before(window * horizon), horizon)
-        for window, start in places
+def fit(past: Panel, horizon: int, count: int, models: Sequence[str], tasks: Tasks = in_turn) -> list[Fitted]:
+    """Each model's forecast and `count` back-tests of it; the pieces of all at once, as in a run."""
+    raw = [np.full((1 + count, len(past), horizon, len(BASE)), np.nan) for _ in models]
+    places = [
+        (number, window, slice(start, start + size))
+        for number, model in enumerate(models)
+        for size in (forecasters.member(model).chunk or len(past),)
+        for start in range(0, len(past), size)
+        for window in range(count + 1)
     ]
-    raw = np.full((1 + count, len(past), horizon, len(BASE)), np.nan)
-    for (window, start), values in zip(places, tasks(piece, arguments), strict=True):
-        raw[window, start : start + size] = values
-    return Fitted(model, raw)
+    every = np.arange(len(past))
+    arguments = [
+        (models[number], past.take(every[some]).before(window * horizon), horizon) for number, window, some in places
+    ]
+    for (number, window, some), values in zip(places, tasks(piece, arguments), strict=True):
+        raw[number][window, some] = values
+    return [Fitted(model, values) for model, values in zip(models, raw, strict=True)]
 
 
 def piece(model: str, past: Panel, horizon: int) -> Array:
