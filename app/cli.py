@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,6 +158,15 @@ def risk(
     """The servers at risk, of the newest forecast."""
     with client.connect(service) as headroom:
         client.risk(headroom, threshold, metric, limit, as_json=as_json)
+
+
+@app.command(help_flags=[])
+def bench(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
+    """Accuracy and cost beside what could be installed instead, as `make bench`; needs Headroom's checkout."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / "benchmarks").is_dir():
+        _complain("The benchmarks come with Headroom's checkout, and this installation is none.")
+    return subprocess.run([sys.executable, "-m", "benchmarks", *arguments], cwd=checkout).returncode
 
 
 @app.command

@@ -417,7 +417,7 @@ class Canvas:
                 )
             except BadModelOutput:
                 async with self._database.begin() as connection:  # the janitor is to leave it, to be looked at
-                    await managed.advance(connection, state.run_id, state.stage, {"output_kept": True})
+                    await managed.keep_output(connection, state.run_id)
                 raise
             parts.append(Part(CANVAS, window_of(purpose), 0, len(servers), str(out)))
         facts: dict[str, Any] = {

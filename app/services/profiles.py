@@ -50,7 +50,7 @@ class ProfileService:
         ]
         path = await self._store.local(dataset.location)
         names = [server.server_id for server in servers]
-        return await self._compute.run(_grouped, path, fleet.metric, names, np.array(full), seconds=SECONDS)
+        return await self._compute.run(_grouped, path, fleet.metric, names, np.array(full, np.float64), seconds=SECONDS)
 
 
 def _full(unit: str, threshold: float, maximum: float) -> float:

@@ -157,10 +157,11 @@ async def hold(connection: AsyncConnection, dataset_id: UUID) -> Dataset | None:
 
 
 async def newest_version(connection: AsyncConnection, dataset_id: UUID) -> Dataset | None:
-    """The newest of the versions made from it, directly or from one another; None when there is none."""
+    """Of the versions made from it, directly or from one another, the one that reaches furthest, of several the newest;
+    None when there is none."""
     descent = sa.select(datasets.c.id).where(datasets.c.parent_id == dataset_id).cte("descent", recursive=True)
     children = datasets.alias("children")
     descent = descent.union(sa.select(children.c.id).where(children.c.parent_id == descent.c.id))
     query = sa.select(datasets).where(datasets.c.id.in_(sa.select(descent.c.id)))
-    row = (await connection.execute(query.order_by(datasets.c.created_at.desc()).limit(1))).one_or_none()
+    row = (await connection.execute(query.order_by(datasets.c.end.desc(), datasets.c.created_at.desc()).limit(1))).one_or_none()
     return None if row is None else _to_dataset(row)

@@ -88,6 +88,17 @@ async def advance(connection: AsyncConnection, run_id: UUID, stage: str, facts: 
     )
 
 
+async def keep_output(connection: AsyncConnection, run_id: UUID) -> None:
+    """Output that a run could not use stays, to be looked at; not of one that was ended meanwhile."""
+    goes_on = sa.exists().where(runs.c.id == run_id, runs.c.status.in_(_OPEN))
+    kept = sa.cast({"output_kept": True}, canvas_runs.c.facts.type)
+    await connection.execute(
+        sa.update(canvas_runs)
+        .where(canvas_runs.c.run_id == run_id, goes_on)
+        .values(facts=canvas_runs.c.facts.op("||")(kept))
+    )
+
+
 async def gone(connection: AsyncConnection, run_id: UUID) -> None:
     await connection.execute(
         sa.update(canvas_runs).where(canvas_runs.c.run_id == run_id).values(gone_at=sa.func.now(), stage="gone")

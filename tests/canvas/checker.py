@@ -17,7 +17,8 @@ _ROUNDING = 1_000
 
 def check(place: Place, forecast: Forecast, status: str = "succeeded", code: str | None = None) -> None:
     """The run ended so, and every invariant holds."""
-    assert broken(place, forecast) == []
+    wrong = broken(place, forecast)
+    assert not wrong, "\n".join(wrong)
     assert place.run(forecast) == (status, code)
 
 
