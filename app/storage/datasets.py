@@ -163,5 +163,7 @@ async def newest_version(connection: AsyncConnection, dataset_id: UUID) -> Datas
     children = datasets.alias("children")
     descent = descent.union(sa.select(children.c.id).where(children.c.parent_id == descent.c.id))
     query = sa.select(datasets).where(datasets.c.id.in_(sa.select(descent.c.id)))
-    row = (await connection.execute(query.order_by(datasets.c.end.desc(), datasets.c.created_at.desc()).limit(1))).one_or_none()
+    row = (
+        await connection.execute(query.order_by(datasets.c.end.desc(), datasets.c.created_at.desc()).limit(1))
+    ).one_or_none()
     return None if row is None else _to_dataset(row)
