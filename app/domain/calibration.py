@@ -23,6 +23,7 @@ from statistics import NormalDist
 import numpy as np
 
 from app.domain.panel import Array
+from app.domain.quantiles import ROUNDING
 
 SHIFT_NOISE = 2.0
 """Standard deviation, between windows, of the fleet's median score in units of its spread: weather hits all at once."""
@@ -66,8 +67,8 @@ def floored(quantiles: Array, levels: tuple[float, ...], scale: Array) -> Array:
 def scores(values: Array, quantiles: Array, levels: tuple[float, ...]) -> Array:
     """Normal score of each value (servers, horizon) under quantiles (servers, horizon, levels).
 
-    NaN where the value or the forecast is missing, and where a forecast without any spread was off: that
-    error has no scale to be measured in.
+    NaN where the value or the forecast is missing, and where a forecast without any spread, or with none but that of
+    rounding, was off: that error has no scale to be measured in.
     """
     z = normal_scores_of(levels)
     centre = levels.index(0.5)
@@ -75,6 +76,7 @@ def scores(values: Array, quantiles: Array, levels: tuple[float, ...]) -> Array:
     below = (quantiles[..., 0] - quantiles[..., centre]) / z[0]
     above = (quantiles[..., -1] - quantiles[..., centre]) / z[-1]
     slope = np.where(error < 0, below, above)
+    slope = np.where(slope > ROUNDING * np.abs(quantiles[..., centre]), slope, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         result = np.where(error == 0, 0.0, error / slope)
         for k in _inner(levels):

@@ -22,7 +22,7 @@ import numpy as np
 
 from app.domain import calibration, tally
 from app.domain.panel import Array, Panel
-from app.domain.quantiles import BASE, single, uncross
+from app.domain.quantiles import BASE, ROUNDING, single, uncross
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,14 @@ def _calibrated(trial: Trial, raw: Array, w: int) -> Array:
 def seasonal_scale(panel: Panel, season: int) -> Array:
     """Mean |y_t - y_{t-season}| of each server's history, missing pairs left out: (servers,), NaN where none.
 
-    The denominator of MASE (Hyndman & Koehler 2006).
+    The denominator of MASE (Hyndman & Koehler 2006). What rounding alone makes of a history that repeats itself is 0,
+    the scale of a constant server: nothing can be measured in units of it.
     """
     if panel.steps <= season:
         return np.full(len(panel), np.nan)
-    return _mean(np.abs(panel.values[:, season:] - panel.values[:, :-season]), axis=1)
+    scale = _mean(np.abs(panel.values[:, season:] - panel.values[:, :-season]), axis=1)
+    noise = ROUNDING * _mean(np.abs(panel.values), axis=1)
+    return np.where(scale <= noise, 0.0, scale)
 
 
 def pooled_scores(base: Array, actual: Array, scale: Array) -> Scores | None:

@@ -14,6 +14,10 @@ Float = TypeVar("Float", np.float32, np.float64)
 
 BASE = (0.1, 0.5, 0.9)
 
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
+"""Share of a value that tells nothing, being what a few operations in single precision, in which metrics are often
+measured and quantiles stored, may leave of it: 5e-7."""
+
 
 def name(level: float) -> str:
     """0.05 → `p5`, 0.5 → `p50`, 0.975 → `p97.5`."""

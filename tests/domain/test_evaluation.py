@@ -127,6 +127,33 @@ class TestFigures:
         assert np.isnan(seasonal_scale(panel(values), 7)[2])
         assert np.isnan(seasonal_scale(panel(values[:, :5]), 7)).all()
 
+    def test_rounding_is_no_scale(self) -> None:
+        """A week that repeats itself has the scale of a constant: in double precision, summed up, and in single."""
+        days = np.arange(140)
+        once = np.array([[1e-9], [40.0], [3e12]]) * (1 + 0.3 * np.sin(2 * np.pi * days / 7))
+        summed = once[:, :1] + np.cumsum(np.diff(once, axis=1, prepend=once[:, :1]), axis=1)
+        single = once.astype(np.float32) * (1 + np.float32(1e-7) * (days % 2))
+        for values in (once, summed, single):
+            assert (np.diff(values[:, ::7], axis=1) != 0).any()
+            assert (seasonal_scale(panel(values.astype(np.float64)), 7) == 0).all()
+        grown = once * (1 + 1e-4 * days / 140)
+        assert (seasonal_scale(panel(grown), 7) > 0).all()
+
+    def test_a_week_that_repeats_itself_has_no_mase(self) -> None:
+        values = 40 + 10 * np.sin(2 * np.pi * np.arange(154) / 7)[None] * np.ones((2, 1))
+        values[1] += np.random.default_rng(0).normal(size=154)
+        history, actual = panel(values[:, :140]), values[None, :, 140:]
+        base = np.stack([actual - 1, actual + 0.1, actual + 1], axis=-1)
+        scale = seasonal_scale(history, 7)[None]
+        pooled, apart = pooled_scores(base, actual, scale), server_scores(base, actual, scale)["mase"]
+        assert np.isnan(apart[0])
+        assert pooled is not None
+        assert pooled.mase == pytest.approx(apart[1])
+        assert 0.01 < apart[1] < 1
+        alone = pooled_scores(base[:, :1], actual[:, :1], scale[:, :1])
+        assert alone is not None
+        assert alone.mase is None
+
 
 def test_what_is_stored_keeps_its_bounds() -> None:
     given, _ = trial(width=9.0)
@@ -223,6 +250,18 @@ class TestAwkward:
         assert (verdict.values[2] == 7.0).all()
         assert np.isnan(verdict.per_server["mae"][1])
         assert verdict.per_server["mae"][2] == 0.0
+
+    def test_a_spread_of_rounding_is_no_spread(self) -> None:
+        """What a forecast that repeats a rhythm to the digit misses by rounding says nothing of anybody's spread."""
+        given_, _ = trial(servers=5)
+        raw, actual, scale = given_.raw.copy(), given_.actual.copy(), given_.scale.copy()
+        raw[:, 0] = 42.2 + 1e-14 * calibration.normal_scores_of(BASE)
+        actual[:, 0], scale[:, 0] = 42.2 + 1e-6, 0.0
+        verdict = judge(replace(given_, raw=raw, actual=actual, scale=scale))
+        assert np.isnan(verdict.normal_scores[:, 0]).all()
+        unseen = actual.copy()
+        unseen[:, 0] = np.nan
+        assert np.array_equal(judge(replace(given_, raw=raw, actual=unseen, scale=scale)).values, verdict.values)
 
     def test_crossing_quantiles_are_sorted_and_counted(self) -> None:
         given_, _ = trial(servers=3, horizon=14)
