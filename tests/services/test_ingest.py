@@ -222,6 +222,46 @@ REFUSED: dict[str, tuple[str | bytes, str, dict[str, tuple[int, ...]]]] = {
         {"unsupported-parquet": ()},
     ),
     "encrypted parquet": (b"PARE" + b"\0" * 100 + b"PARE", "validation", {"unsupported-parquet": ()}),
+    "an unreadable time beside a duplicate and a row off the day": (
+        HEADER + "a,yesterday,1\n" + daily(5) + "a,2024-01-03,1\nb,2024-01-01T07:13:00,1\n",
+        "validation",
+        {"timestamp": (1,), "duplicate-timestamp": (7,), "frequency": (8,)},
+    ),
+    "a placeholder among duplicates": (
+        HEADER + daily(5) + "a,9999-12-31,1\na,9999-12-31,1\na,2024-01-02,1\n",
+        "validation",
+        {"timestamp-range": (6, 7), "duplicate-timestamp": (8,)},
+    ),
+    "a zone too many among duplicates": (
+        HEADER + daily(5) + "a,2024-01-06T00:00:00Z,1\na,2024-01-02,1\n",
+        "validation",
+        {"timezone": (6,), "duplicate-timestamp": (7,)},
+    ),
+    "an empty time in a parquet of quarters of an hour": (
+        parquet(
+            server_id=["a"] * 5,
+            timestamp=pa.array([None, *(datetime(2024, 1, 1, 0, m) for m in (0, 15, 30, 30))], pa.timestamp("us")),
+            cpu_p95=[1.0] * 5,
+        ),
+        "validation",
+        {"timestamp": (1,), "frequency": (2, 3), "duplicate-timestamp": (5,)},
+    ),
+    "weekly, and an unreadable time": (
+        HEADER + "".join(f"a,2024-01-{day:02},1\n" for day in range(1, 31, 7)) + "b,soon,1\n",
+        "validation",
+        {"timestamp": (6,), "frequency": ()},
+    ),
+    "every other time unreadable": (
+        HEADER + "".join(f"a,{day if n % 2 else 'x'},1\n" for n, day in enumerate(DAYS)),
+        "validation",
+        {"timestamp": tuple(range(1, 21, 2))},
+    ),
+    "no time at all": (HEADER + "a,,1\na,,1\n", "validation", {"timestamp": (1, 2)}),
+    "two rows of nobody at one time": (
+        HEADER + daily(5) + ",2024-01-01,1\n,2024-01-01,1\na,2024-01-02,1\n",
+        "validation",
+        {"server-id": (6, 7), "duplicate-timestamp": (8,)},
+    ),
     "several faults at once": (
         HEADER + daily(3) + "a,2024-01-03,inf\n" + "b,2024-01-01,lots\n" + ",2024-01-02,1\n",
         "validation",

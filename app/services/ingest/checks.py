@@ -17,6 +17,7 @@ from app.errors import Complaint
 from app.services.ingest import moments
 from app.services.ingest.columns import (
     MAX_NAME,
+    SHOWN_ROWS,
     Codes,
     Flags,
     Role,
@@ -98,7 +99,7 @@ def check(
     if not len(ids.codes if isinstance(ids, Words) else ids):
         raise refusal([Complaint("/file", "no-rows", "The file has a header and no rows.")])
     assert isinstance(ids, Words)
-    complaints = _id_complaints(server_name, ids)
+    complaints, nameless = _id_complaints(server_name, ids)
     if isinstance(written, Words):
         times, wrong = moments.from_words(time_name, written)
     else:
@@ -125,21 +126,28 @@ def check(
         others = f" Text columns are attributes: {', '.join(map(quoted, texts))}." if texts else ""
         complaints.append(Complaint("/file", "no-metric", f"There is no numeric column to forecast.{others}"))
 
-    if any(complaint.pointer == f"/file/{time_name}" for complaint in complaints):
+    times = times.without(nameless)
+    lost = len(times.codes) - int(times.known.sum())
+    if lost == len(times.codes):
         raise refusal(complaints)
     frequency, phase, step, wrong = _grid(time_name, times, like)
     complaints += wrong
     servers, ranks = _ranked(ids.words)
-    if wrong:  # rows that share a step need not share their time
-        exact = (times.wall if frequency is Frequency.DAILY else times.utc)[times.codes]
-        raise refusal(complaints + _duplicates(server_name, time_name, servers, ranks[ids.codes], exact))
+    if wrong or lost:
+        known = np.flatnonzero(times.known)
+        server, codes = ranks[ids.codes[known]], times.codes[known]
+        exact = (times.wall if frequency is Frequency.DAILY else times.utc)[codes]  # may differ within a step
+        complaints += _duplicates(server_name, time_name, servers, server, exact, known)
+        if not wrong and not like:
+            complaints += _rhythm(time_name, frequency, server, step[known], lost)
+        raise refusal(complaints)
     frame = Frame(servers, ranks[ids.codes], step, frequency, phase, numbers, texts)
     del ids, written, times, numbers, texts
     if not _in_order(frame):
         complaints += _duplicates(server_name, time_name, servers, frame.server, frame.step)
         frame = frame.sorted_by(np.lexsort((frame.step, frame.server)))
     if not like:
-        complaints += _rhythm(time_name, frame)
+        complaints += _rhythm(time_name, frame.frequency, frame.server, frame.step)
     if complaints:
         raise refusal(complaints)
     return frame
@@ -153,7 +161,8 @@ def repeats(server: Codes, when: Codes | Index) -> tuple[Index, Index]:
     return order[place + 1], order[place]
 
 
-def _id_complaints(name: str, ids: Words) -> list[Complaint]:
+def _id_complaints(name: str, ids: Words) -> tuple[list[Complaint], Flags]:
+    """What is wrong with the ids, and the rows that have none."""
     blank = pc.equal(pc.utf8_trim_whitespace(ids.words), "")
     faults: Sequence[tuple[pa.Array, str]] = (
         (blank, "is empty"),
@@ -161,14 +170,13 @@ def _id_complaints(name: str, ids: Words) -> list[Complaint]:
         (pc.match_substring_regex(ids.words, _CONTROL), "holds control characters (such as a line break)"),
     )
     complaints = []
+    nameless = ids.rows_of(blank.to_numpy(zero_copy_only=False)) | (ids.codes < 0)
     for wrong, what in faults:
-        rows = ids.rows_of(wrong.to_numpy(zero_copy_only=False))
-        if wrong is blank:
-            rows |= ids.codes < 0
+        rows = nameless if wrong is blank else ids.rows_of(wrong.to_numpy(zero_copy_only=False))
         if rows.any():
             detail = f"Column {name} {what} in {named_rows(first_rows(rows), int(rows.sum()))}."
             complaints.append(Complaint(f"/file/{name}", "server-id", detail, first_rows(rows)))
-    return complaints
+    return complaints, nameless
 
 
 def _text_complaints(name: str, words: Words) -> list[Complaint]:
@@ -203,10 +211,10 @@ def _grid(name: str, times: Moments, like: Frame | None) -> tuple[Frequency, int
     """The step that all rows stand on: frequency, seconds past the step, step of each row, complaints.
 
     Daily when most rows are written at one time of day: the date counts, as it was written. Else hourly in UTC,
-    when all rows stand equally far past the hour.
+    when all rows stand equally far past the hour. Rows whose time is not known have no say, and no step that counts.
     """
     usual, off = _usual(times.codes, times.wall % _DAY)
-    daily = like.frequency is Frequency.DAILY if like else int(off.sum()) * 2 < len(off)
+    daily = like.frequency is Frequency.DAILY if like else int(off.sum()) * 2 < int(times.known.sum())
     if daily:
         frequency, phase, step = Frequency.DAILY, 0, times.wall // _DAY
         at = f"daily rows stand at {usual // _HOUR:02}:{usual % _HOUR // _MINUTE:02}"
@@ -215,7 +223,7 @@ def _grid(name: str, times: Moments, like: Frame | None) -> tuple[Frequency, int
         usual, off = _usual(times.codes, past_hour)
         if like:
             usual = like.phase * _SECOND
-            off = (past_hour != usual)[times.codes]
+            off = (past_hour != usual)[times.codes] & times.known
         frequency, phase, step = Frequency.HOURLY, usual // _SECOND, times.utc // _HOUR
         at = f"hourly rows stand at {usual // _MINUTE:02} past the hour"
     steps = step.astype(np.int32)[times.codes]
@@ -229,24 +237,28 @@ def _grid(name: str, times: Moments, like: Frame | None) -> tuple[Frequency, int
 
 
 def _usual(codes: Codes, of_moment: Index) -> tuple[int, Flags]:
-    """The value that most rows have, and the rows that have another."""
+    """The value that most rows have, and the rows that have another; a code of -1 has none."""
     values, places = np.unique(of_moment, return_inverse=True)
-    counts = np.bincount(places, weights=np.bincount(codes, minlength=len(of_moment)))
+    counts = np.bincount(places, weights=np.bincount(codes[codes >= 0], minlength=len(of_moment)))
     usual = values[int(counts.argmax())]
-    return int(usual), (of_moment != usual)[codes]
+    return int(usual), np.append(of_moment != usual, False)[codes]
 
 
-def _rhythm(name: str, frame: Frame) -> list[Complaint]:
-    """Rows that keep a wider step than a day or an hour: weekly, say, or every six hours. Lone gaps do not."""
-    between = np.diff(frame.step)[np.diff(frame.server) == 0]
+def _rhythm(name: str, frequency: Frequency, server: Codes, step: Codes, lost: int = 0) -> list[Complaint]:
+    """Rows that keep a wider step than a day or an hour: weekly, say, or every six hours. Lone gaps do not.
+
+    Each of the `lost` rows, whose time could not be read, may belong into a gap.
+    """
+    order = np.lexsort((step, server)) if lost else slice(None)
+    between = np.diff(step[order])[np.diff(server[order]) == 0]
     wide = between[between > 1]
-    if len(wide) * 2 <= len(between):
+    if (len(wide) - lost) * 2 <= len(between):
         return []
     lengths, counts = np.unique(wide, return_counts=True)
-    length, often = int(lengths[counts.argmax()]), int(counts.max())
+    length, often = int(lengths[counts.argmax()]), int(counts.max()) - lost
     if often < _TELLING or often * 2 < len(between):
         return []
-    unit = "days" if frame.frequency is Frequency.DAILY else "hours"
+    unit = "days" if frequency is Frequency.DAILY else "hours"
     detail = f"Rows of column {name} stand {length} {unit} apart. Headroom takes daily or hourly data."
     return [Complaint(f"/file/{name}", "frequency", detail)]
 
@@ -267,18 +279,25 @@ def _in_order(frame: Frame) -> bool:
 
 
 def _duplicates(
-    server_name: str, time_name: str, servers: tuple[str, ...], server: Codes, when: Codes | Index
+    server_name: str,
+    time_name: str,
+    servers: tuple[str, ...],
+    server: Codes,
+    when: Codes | Index,
+    rows_of: Index | None = None,
 ) -> list[Complaint]:
+    """Of all rows; or of some, `rows_of` the file."""
     again, before = repeats(server, when)
     if not len(again):
         return []
     first = int(again.argmin())
-    rows = np.zeros(len(server), np.bool_)
-    rows[again] = True
+    same = quoted(servers[server[again[first]]])
+    if rows_of is not None:
+        again, before = rows_of[again], rows_of[before]
     said = "1 row repeats" if len(again) == 1 else f"{len(again):,} rows repeat"
     detail = (
-        f"{said} a {server_name} and {time_name}: row {again[first] + 1:,} has "
-        f"{quoted(servers[server[again[first]]])} at the same time as row {before[first] + 1:,}. "
-        f"One row per server and step."
+        f"{said} a {server_name} and {time_name}: row {again[first] + 1:,} has {same} at the same time as row "
+        f"{before[first] + 1:,}. One row per server and step."
     )
-    return [Complaint(f"/file/{time_name}", "duplicate-timestamp", detail, first_rows(rows))]
+    shown = tuple((np.sort(again)[:SHOWN_ROWS] + 1).tolist())
+    return [Complaint(f"/file/{time_name}", "duplicate-timestamp", detail, shown)]

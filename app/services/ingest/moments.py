@@ -5,7 +5,7 @@ timestamp is parsed once.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -28,7 +28,10 @@ FORMS = "2024-01-31, 2024-01-31 13:00:00 or 2024-01-31T13:00:00Z (or +01:00)"
 
 @dataclass(frozen=True)
 class Moments:
-    """`codes` int32 (rows,) point into distinct moments: `wall` and `offset` in microseconds, `aware` of a zone."""
+    """`codes` int32 (rows,) point into distinct moments: `wall` and `offset` in microseconds, `aware` of a zone.
+
+    -1 is a row whose time has been complained of: it says nothing of the other rows.
+    """
 
     codes: Codes
     wall: Microseconds
@@ -40,9 +43,18 @@ class Moments:
         """Of each distinct moment; a naive one is UTC."""
         return self.wall - self.offset
 
+    @property
+    def known(self) -> Flags:
+        """Rows whose time is known."""
+        return self.codes >= 0
+
+    def without(self, rows: Flags) -> "Moments":
+        """The same, but for some rows whose time is not known after all."""
+        return replace(self, codes=np.where(rows, np.int32(-1), self.codes)) if rows.any() else self
+
 
 def from_words(name: str, words: Words) -> tuple[Moments, list[Complaint]]:
-    """Text timestamps. Those that cannot be read stand at 1970 and are complained of."""
+    """Text timestamps, and the complaints about those that cannot be read, or not with the others."""
     distinct = len(words.words)
     wall, offset = np.zeros(distinct, np.int64), np.zeros(distinct, np.int64)
     aware, unreadable = np.zeros(distinct, np.bool_), np.zeros(distinct, np.bool_)
@@ -72,16 +84,18 @@ def from_words(name: str, words: Words) -> tuple[Moments, list[Complaint]]:
         complaints.append(Complaint(f"/file/{name}", "timestamp", detail, first_rows(wrong)))
     out = (wall < _FIRST) | (wall >= _END)
     if out.any():
+        wrong = wrong | words.rows_of(out)
         complaints.append(_out_of_range(name, words.rows_of(out)))
     if (naive := ~aware & ~unreadable).any() and aware.any():
         minority = aware if words.rows_of(aware).sum() <= words.rows_of(naive).sum() else naive
         rows = words.rows_of(minority)
+        wrong = wrong | rows
         detail = (
             f"Column {name} mixes timestamps with and without a time zone: {int(rows.sum()):,} of {len(rows):,} rows "
             f"are the other way. Write all with an offset (or Z), or none."
         )
         complaints.append(Complaint(f"/file/{name}", "timezone", detail, first_rows(rows)))
-    return Moments(words.codes, wall, offset, aware), complaints
+    return Moments(words.codes, wall, offset, aware).without(wrong), complaints
 
 
 def from_arrow(name: str, column: pa.ChunkedArray) -> tuple[Moments, list[Complaint]]:
@@ -102,14 +116,15 @@ def from_arrow(name: str, column: pa.ChunkedArray) -> tuple[Moments, list[Compla
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
 
     complaints = []
-    empty = codes < 0
-    if empty.any():
-        detail = f"Column {name} is empty in {int(empty.sum()):,} rows; every row needs its time."
-        complaints.append(Complaint(f"/file/{name}", "timestamp", detail, first_rows(empty)))
+    wrong = codes < 0
+    if wrong.any():
+        detail = f"Column {name} is empty in {int(wrong.sum()):,} rows; every row needs its time."
+        complaints.append(Complaint(f"/file/{name}", "timestamp", detail, first_rows(wrong)))
     out = (wall_us < _FIRST) | (wall_us >= _END)
     if out.any():
+        wrong = wrong | np.append(out, False)[codes]
         complaints.append(_out_of_range(name, np.append(out, False)[codes]))
-    return Moments(codes, wall_us, wall_us - utc_us, np.full(len(wall_us), zoned)), complaints
+    return Moments(codes, wall_us, wall_us - utc_us, np.full(len(wall_us), zoned)).without(wrong), complaints
 
 
 def _out_of_range(name: str, rows: Flags) -> Complaint:
