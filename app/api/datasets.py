@@ -138,8 +138,8 @@ def _form(example: str) -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "description": "CSV, gzipped CSV or Parquet, told apart by the first bytes. Columns: `server_id` (also "
-            "`item_id`, `unique_id`), `timestamp` (also `ds`, `date`), numeric columns are metrics, text columns "
-            "attributes.",
+            "`item_id`, `unique_id`), `timestamp` (also `ds`, `date`), one of each; numeric columns are metrics, text "
+            "columns attributes.",
             "content": {
                 "text/csv": {"schema": {"type": "string"}, "example": example},
                 "application/gzip": {"schema": binary},

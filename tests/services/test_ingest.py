@@ -103,6 +103,8 @@ REFUSED: dict[str, tuple[str | bytes, str, dict[str, tuple[int, ...]]]] = {
     "no server": ("host,timestamp,cpu\na,2024-01-01,1\n", "validation", {"missing-column": ()}),
     "no metric": ("server_id,timestamp,region\na,2024-01-01,north\n", "validation", {"no-metric": ()}),
     "only attributes": ("server_id,timestamp,capacity\na,2024-01-01,3\n", "validation", {"no-metric": ()}),
+    "two ids": ("server_id,item_id,ds,cpu\na,b,2024-01-01,1\n", "validation", {"ambiguous-column": ()}),
+    "two times": ("date,server_id,timestamp,cpu\n2024-01-01,a,2024-01-01,1\n", "validation", {"ambiguous-column": ()}),
     "semicolons": ("server_id;timestamp;cpu\na;2024-01-01;1\n", "validation", {"delimiter": ()}),
     "utf-16": ((HEADER + daily()).encode("utf-16"), "encoding", {"encoding": ()}),
     "utf-16 without a mark": ((HEADER + daily()).encode("utf-16-be"), "encoding", {"encoding": ()}),
@@ -362,6 +364,14 @@ def test_other_names_of_the_key_columns(upload: Uploads, header: str, id_column:
     contents = upload(f"{header}\n" + daily())
     assert contents.metrics == ("x",)
     assert contents.attributes == ()
+
+
+def test_a_second_key_column_may_be_declared_something_else(upload: Uploads) -> None:
+    rows = "".join(f"a,x-7,{day},{number}\n" for number, day in enumerate(DAYS))
+    contents = upload("server_id,item_id,timestamp,cpu\n" + rows, Schema(attributes=("item_id",)))
+    assert contents.attributes == ("item_id",)
+    newer = upload("server_id,item_id,timestamp,cpu\na,x-7,2024-01-21,3\n", parent=upload.history)
+    assert (newer.rows, newer.attributes) == (21, ("item_id",))
 
 
 TIMES = {

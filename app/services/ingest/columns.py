@@ -109,6 +109,14 @@ def roles_of(names: Sequence[str], schema: Schema) -> dict[str, Role]:
         if found is None:
             detail = f"There is no column {' or '.join(accepted)}; the columns are {_listed(names)}."
             complaints.append(Complaint(f"/file/{accepted[0]}", "missing-column", detail))
+        for other in accepted:
+            if other in names and other != found and other not in schema.named:
+                says = "which server a row is of" if accepted is SERVER_NAMES else "when a row was measured"
+                detail = (
+                    f"Columns {found} and {other} both say {says}; leave one out, or name {other} in "
+                    "`schema.attributes` if it is something else."
+                )
+                complaints.append(Complaint(f"/file/{other}", "ambiguous-column", detail))
     if complaints:
         raise refusal(complaints)
 
