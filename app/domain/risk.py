@@ -300,12 +300,12 @@ def _weekly(daily: Array, days: Times, weekday: NDArray[np.int64], ordinary: Fla
         alike = np.flatnonzero((hot == pattern).all(axis=1))
         runs = _runs(np.where(ordinary & pattern[weekday], "weekday", ""))
         most = max(run.stop - run.start for run in runs)
-        weeks = [run for run in runs if run.stop - run.start == most]
-        highest = np.argmax([daily[alike, run].mean(axis=1) for run in weeks], axis=0)
-        mean = np.array([uplift[np.ix_(alike, weekday[run])].mean(axis=1) for run in weeks])
+        weeks = np.array([np.arange(run.start, run.stop) for run in runs if run.stop - run.start == most])
+        highest = daily[alike[:, None, None], weeks].mean(axis=2).argmax(axis=1)
+        mean = uplift[alike[:, None, None], weekday[weeks]].mean(axis=2)
         for place, (server, week) in enumerate(zip(alike.tolist(), highest.tolist(), strict=True)):
             run = days[weeks[week]]
-            found.append((server, Peak(run[0], run[-1], "weekday", float(mean[week, place]))))
+            found.append((server, Peak(run[0], run[-1], "weekday", float(mean[place, week]))))
     return found
 
 

@@ -40,6 +40,7 @@ class Database:
             hide_parameters=True,  # values have no business in an error or a log
             connect_args={"options": "-c timezone=UTC", "connect_timeout": 5},
         )
+        self._reading = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[Connection]:
@@ -57,8 +58,8 @@ class Database:
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Connection]:
-        """For reading: nothing is committed."""
-        async with self.engine.connect() as connection:
+        """For reading. Each statement stands alone, so none waits for a transaction to begin and to end."""
+        async with self._reading.connect() as connection:
             yield connection
 
     async def close(self) -> None:
