@@ -1,6 +1,7 @@
-"""What no request may hold, checked on every route alike: unknown query parameters, and text that is none."""
+"""What no request may hold, checked on every route alike: unknown and repeated query parameters, text that is none."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, date, datetime
@@ -57,19 +58,26 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-def declared_queries(document: Mapping[str, Any]) -> dict[tuple[str, str], frozenset[str]]:
-    """The query parameters of each (method, path) of an OpenAPI document."""
+def declared_queries(document: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, bool]]:
+    """The query parameters of each (method, path) of an OpenAPI document, and whether each may repeat."""
     return {
-        (method.upper(), path): frozenset(
-            parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"
-        )
+        (method.upper(), path): {
+            parameter["name"]: _is_list(parameter["schema"])
+            for parameter in operation.get("parameters", ())
+            if parameter["in"] == "query"
+        }
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
 
 
+def _is_list(schema: Mapping[str, Any]) -> bool:
+    return schema.get("type") == "array" or any(map(_is_list, schema.get("anyOf", ())))
+
+
 async def strictly(request: Request) -> None:
-    """Raises UnknownField for a query parameter that the route does not declare, Invalid for a NUL in one."""
+    """Raises UnknownField for a query parameter that the route does not declare, Invalid for one that is given twice
+    and has one value (which of them would count?), and for a NUL in one."""
     if any("\0" in part for part in request.path_params.values() if isinstance(part, str)):
         raise NotFound("There is nothing at this path.")
     nul = [name for name, value in request.query_params.multi_items() if "\0" in value]
@@ -79,10 +87,19 @@ async def strictly(request: Request) -> None:
     declared = request.app.state.queries.get((request.method, request.scope["route"].path_format))
     if declared is None:  # a page, not part of the API
         return
-    unknown = sorted(set(request.query_params) - declared)
+    unknown = sorted(set(request.query_params) - set(declared))
     if unknown:
         takes = f"it takes {', '.join(sorted(declared))}" if declared else "it takes none"
         raise UnknownField(
             f"Unknown query parameter {', '.join(unknown)}; {takes}.",
             errors=[Complaint(f"?{name}", "unknown-field", "Unknown query parameter") for name in unknown],
+        )
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    repeated = sorted(name for name, times in given.items() if times > 1 and not declared[name])
+    if repeated:
+        lists = ", ".join(sorted(name for name, is_list in declared.items() if is_list))
+        more = f" Here {lists} may repeat." if lists else ""
+        raise Invalid(
+            f"Query parameter {', '.join(repeated)} takes one value and is given more than once: leave one.{more}",
+            errors=[Complaint(f"?{name}", "repeated", f"is given {given[name]} times") for name in repeated],
         )

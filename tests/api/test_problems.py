@@ -8,14 +8,14 @@ import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import httpx
 import psycopg
 import pytest
 import sqlalchemy as sa
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import Field, StrictInt, TypeAdapter, ValidationError
 
 from app.api import reference
@@ -71,7 +71,12 @@ async def database() -> None:
 
 
 @probe.get("/probe/list")
-async def count_up(paging: PagingParameters, region: str = "") -> Page[int]:
+async def count_up(
+    paging: PagingParameters,
+    region: str = "",
+    tag: Annotated[list[str] | None, Query()] = None,
+    mark: Annotated[list[str], Query()] = [],  # noqa: B006
+) -> Page[int]:
     first = paging.after(tuple[int]) or (0,)
     rows = list(range(first[0] + 1, min(first[0] + paging.limit + 1, 250) + 1))
     return paging.page(rows, [(row,) for row in rows])
@@ -165,6 +170,18 @@ async def test_a_bad_request_is_named(
     client: httpx.AsyncClient, method: str, path: str, status: int, slug: str
 ) -> None:
     problem(await client.request(method, path), status, slug)
+
+
+async def test_only_lists_may_be_given_more_than_once(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/probe/list?tag=a&tag=b&mark=a&mark=a")).status_code == 200
+    answer = await client.get("/probe/list?limit=5&region=north&tag=a&tag=b&limit=5&region=south&region=west")
+    found = problem(answer, 422, "validation")
+    assert [(error["pointer"], error["code"]) for error in found["errors"]] == [
+        ("?limit", "repeated"),
+        ("?region", "repeated"),
+    ]
+    assert "limit, region takes one value" in found["detail"]
+    assert "mark, tag may repeat" in found["detail"]
 
 
 async def test_help_resolves_for_every_problem(client: httpx.AsyncClient) -> None:
