@@ -9,10 +9,10 @@ from pydantic import BaseModel, Field
 from app.api.auth import scope
 from app.api.pages import Page, PagingParameters
 from app.api.problems import problems
-from app.api.strict import Time
+from app.api.strict import Time, check_order
 from app.api.wired import Services
 from app.domain.cost import Balance, dollars
-from app.errors import BadCursor, Complaint, Invalid
+from app.errors import BadCursor
 
 router = APIRouter(tags=["costs"])
 
@@ -77,9 +77,8 @@ async def costs(
 
     AWS sends its bill later; what is settled here is an estimate from the seconds that it billed.
     """
+    check_order(start, end)
     first, last = _bound(start, time.min), _bound(end, time.max)
-    if first and last and first > last:
-        raise Invalid("`start` is after `end`.", errors=[Complaint("?start", "range", "must not be after `end`")])
     after = paging.after(tuple[int])
     report = await services.costs.report(first, last, by, before=after[0] if after else None, limit=paging.limit + 1)
     page = paging.page(

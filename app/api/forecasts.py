@@ -29,7 +29,7 @@ from app.api.forecast_models import (
 )
 from app.api.pages import Page, PagingParameters
 from app.api.problems import problems
-from app.api.strict import Text, Time
+from app.api.strict import Text, Time, check_order
 from app.api.wired import Services
 from app.domain import quantiles
 from app.domain.forecast import Forecast
@@ -201,6 +201,7 @@ async def read_quantiles(
     raw: Annotated[bool, Query(description="CSV: leave text that a spreadsheet takes for a formula as it is.")] = False,
 ) -> Response:
     """Quantile forecasts by server, model and time. `Accept` picks JSON pages, or CSV, Parquet or Arrow whole."""
+    check_order(start, end)
     selection = Selection(
         models=tuple(model or ()),
         server_ids=tuple(server_id or ()),

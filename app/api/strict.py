@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from typing import Annotated, Any
 
 from fastapi import Request
@@ -39,17 +39,32 @@ def _with_its_clock(written: Any) -> Any:
     return written
 
 
-def _in_utc(time: date | datetime) -> date | datetime:
-    if not isinstance(time, datetime):
-        return time
+def _in_utc(moment: date | datetime) -> date | datetime:
+    if not isinstance(moment, datetime):
+        return moment
     try:
-        return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except OverflowError:
         raise ValueError("must lie in the years 1 to 9999, in UTC") from None
 
 
 Time = Annotated[date | datetime, BeforeValidator(_with_its_clock), AfterValidator(_in_utc)]
 """A date, or a time; it comes in UTC, which a naive one is taken for."""
+
+
+def check_order(start: date | datetime | None, end: date | datetime | None) -> None:
+    """Raises Invalid for a span of time that ends before it starts. A bare date as its end is all of that day."""
+    if start is None or end is None or _instant(start, time.min) <= _instant(end, time.max):
+        return
+    complaints = [
+        Complaint("?start", "range", "must not be after `end`"),
+        Complaint("?end", "range", "must not be before `start`"),
+    ]
+    raise Invalid(f"`start` ({start.isoformat()}) is after `end` ({end.isoformat()}).", errors=complaints)
+
+
+def _instant(moment: date | datetime, clock: time) -> datetime:
+    return moment if isinstance(moment, datetime) else datetime.combine(moment, clock, UTC)
 
 
 class Body(BaseModel):

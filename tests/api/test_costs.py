@@ -96,6 +96,16 @@ async def test_costs_by_model_and_by_day(api: FastAPI, client: httpx.AsyncClient
     assert await settled(booked + one, booked + one) == 0.0
 
 
+@pytest.mark.parametrize("path", ["/costs", f"/forecasts/{UUID(int=0)}/quantiles"])
+async def test_a_span_that_ends_before_it_starts_is_refused(client: httpx.AsyncClient, path: str) -> None:
+    for start, end in (("2023-01-02", "2023-01-01"), ("2023-01-01T12:00:00Z", "2023-01-01T13:00:00+02:00")):
+        refused = await client.get(path, params={"start": start, "end": end})
+        assert refused.status_code == 422
+        assert [error["pointer"] for error in refused.json()["errors"]] == ["?start", "?end"]
+    same_day = await client.get(path, params={"start": "2023-01-01T22:00:00Z", "end": "2023-01-01"})
+    assert same_day.status_code == (200 if path == "/costs" else 404)
+
+
 async def test_pages_of_costs_go_on_where_the_last_one_ended(api: FastAPI, client: httpx.AsyncClient) -> None:
     forecasts = [uuid4() for _ in range(5)]
     for forecast in forecasts:
