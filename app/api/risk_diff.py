@@ -24,7 +24,7 @@ from app.api.risk_models import (
 )
 from app.api.wired import Services
 from app.domain.panel import Frequency
-from app.errors import BadCursor, ForecastNotReady, NoResults, NotFound, ThresholdRequired
+from app.errors import BadCursor, Complaint, ForecastNotReady, Invalid, NoResults, NotFound, ThresholdRequired
 from app.services.fleets import Question
 from app.services.risk import Filters
 from app.services.risk_diff import End, ModelPart, Moved, Parts, Sort, Status
@@ -127,8 +127,8 @@ class DiffPage(Page[DiffItem]):
     moved_days: MovedParts = Field(description="Sums over the servers that were compared.")
 
 
-_OTHER_THRESHOLD = "In place of `threshold`, for this forecast alone."
-_OTHER_MODEL = "In place of `model`, for this forecast alone."
+_OTHER_THRESHOLD = "Of this forecast alone; not beside `threshold`, which is that of both."
+_OTHER_MODEL = "Of this forecast alone; not beside `model`, which is that of both."
 
 
 @router.get(
@@ -176,6 +176,8 @@ async def difference(
 
     Dates are compared, so that mere passing of time moves nothing.
     """
+    _refuse_both("threshold", threshold, from_threshold, to_threshold)
+    _refuse_both("model", model, from_model, to_model)
     groups = group_thresholds(group_threshold)
     old_threshold = threshold if from_threshold is None else from_threshold
     new_threshold = threshold if to_threshold is None else to_threshold
@@ -209,6 +211,18 @@ async def difference(
         items=page.items,
         next_cursor=page.next_cursor,
     )
+
+
+def _refuse_both(name: str, both: object, before: object, after: object) -> None:
+    """Raises Invalid for one that is asked of both forecasts and of one alone: which is meant?"""
+    alone = [f"{end}_{name}" for end, value in (("from", before), ("to", after)) if value is not None]
+    if both is not None and alone:
+        detail = (
+            f"Either `{name}`, for both forecasts, or `from_{name}` and `to_{name}`, one for each; not "
+            f"`{name}` beside {' and '.join(f'`{other}`' for other in alone)}."
+        )
+        complaints = [Complaint(f"?{each}", "ambiguous", detail) for each in (name, *alone)]
+        raise Invalid(detail, errors=complaints)
 
 
 def _item(server: Moved, frequency: Frequency) -> DiffItem:

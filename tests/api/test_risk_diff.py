@@ -137,6 +137,17 @@ async def test_the_part_of_the_model(client: httpx.AsyncClient, world: World) ->
     await diff(client, alone, other, 422, to_model="auto")
 
 
+async def test_what_is_asked_of_both_forecasts_is_not_asked_of_one(client: httpx.AsyncClient, world: World) -> None:
+    one = await forecast(world, ramps([9, 6, None, 8]))
+    thresholds = await diff(client, one, one, 422, threshold=90, to_threshold=80)
+    assert [error["pointer"] for error in thresholds["errors"]] == ["?threshold", "?to_threshold"]
+    assert "Either `threshold`, for both forecasts, or `from_threshold` and `to_threshold`" in thresholds["detail"]
+    models = await diff(client, one, one, 422, model="auto", from_model="auto", to_model="auto")
+    assert [error["pointer"] for error in models["errors"]] == ["?model", "?from_model", "?to_model"]
+    alone = await diff(client, one, one, from_threshold=80)
+    assert (alone["from"]["threshold"], alone["to"]["threshold"]) == (80, 90)
+
+
 async def test_servers_that_came_and_went_and_forecasts_without_a_date_in_common(
     client: httpx.AsyncClient, world: World
 ) -> None:
