@@ -192,10 +192,7 @@ class Datasets:
         Raises Invalid for a metric that is not there.
         """
         dataset = await self.get(dataset_id)
-        metrics = dataset.contents.metrics
-        if metric not in metrics:
-            detail = f"The dataset has no metric {metric!r}; it has {', '.join(metrics)}."
-            raise Invalid(detail, errors=[Complaint("?metric", "unknown-metric", detail)])
+        _check_metric(dataset, metric)
         ends = None
         if before:
             cut = before * dataset.contents.frequency.step
@@ -207,8 +204,14 @@ class Datasets:
         return canvas_file.pieces(await self._store.local(dataset.location), metric, country, ends)
 
     async def history(self, dataset_id: UUID, metric: str, server_id: str) -> Panel:
-        """One metric of one server, as it was uploaded. Raises NotFound for a metric or a server that is not there."""
+        """One metric of one server, as it was uploaded. Raises Invalid for a metric or a server that is not there."""
         dataset = await self.get(dataset_id)
+        _check_metric(dataset, metric)
+        async with self._database.connect() as connection:
+            known = await stored.servers(connection, dataset_id, [server_id])
+        if not known:
+            detail = f"The dataset has no server {server_id!r}."
+            raise Invalid(detail, errors=[Complaint("?server_id", "unknown-server", detail)])
         path = await self._store.local(dataset.location)
         return await asyncio.to_thread(load_panel, path, metric, [server_id])
 
@@ -245,6 +248,14 @@ class Datasets:
             raise TooLarge(f"The file could not be read within the limits: {died}. Send it in parts.") from died
         except TooSlow as slow:
             raise TooLarge(f"The file could not be read in {self.limits.seconds:,.0f} s. Send it in parts.") from slow
+
+
+def _check_metric(dataset: Dataset, metric: str) -> None:
+    """Raises Invalid for one that is not there."""
+    metrics = dataset.contents.metrics
+    if metric not in metrics:
+        detail = f"The dataset has no metric {metric!r}; it has {', '.join(metrics)}."
+        raise Invalid(detail, errors=[Complaint("?metric", "unknown-metric", detail)])
 
 
 def _unknown(dataset_id: UUID) -> NotFound:

@@ -821,7 +821,9 @@ async def test_history_is_read_in_pages_with_its_gaps(service: Service) -> None:
     assert [item["value"] for item in items] == [None if i == 3 else float(i) for i in range(len(DAYS))]
     assert first["unit"] == "percent"
     for wrong in ({"metric": "mem"}, {"server_id": "c"}):
-        assert (await service.http.get(address, params=asked | wrong)).status_code == 404
+        refused = await service.http.get(address, params=asked | wrong)
+        assert refused.status_code == 422
+        assert [error["pointer"] for error in refused.json()["errors"]] == [f"?{next(iter(wrong))}"]
 
 
 @pytest.mark.parametrize(
