@@ -22,6 +22,13 @@ FORMATS: dict[Form, str] = {
 PIECE = 256 << 10
 """Bytes handed on at a time: a reader who does not take them stops us before the next."""
 
+GUARD = (
+    "As CSV, text that begins with `=`, `+`, `-`, `@`, a tab, a carriage return or a NUL (a server named `-web-1`) has"
+    " an apostrophe before it, or a spreadsheet would run it as a formula. To join such a file with others by"
+    " `server_id`, ask with `raw=true`, or take Parquet, Arrow or JSON: these always carry the bare text."
+)
+"""What a reader of the file must know."""
+
 _FORMULA = r"^[=+\-@\t\r\x00]"
 
 

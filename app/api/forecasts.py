@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from starlette.responses import JSONResponse
 
 from app.api.auth import Reader, Writer, scope
-from app.api.exports import FORMATS, stream, wanted
+from app.api.exports import FORMATS, GUARD, stream, wanted
 from app.api.forecast_models import (
     AccuracyState,
     Comparison,
@@ -183,7 +183,7 @@ async def events(
     response_model=QuantilePage,
     responses={
         200: {
-            "description": "A page of rows; with another `Accept`, the whole selection in that form, streamed.",
+            "description": "A page of rows; with another `Accept`, the whole selection in that form, streamed. " + GUARD,
             "content": {media_type: {} for media_type in FORMATS},
         },
         **problems(NotFound, ForecastNotReady, NoResults),
@@ -198,7 +198,10 @@ async def read_quantiles(
     model: Annotated[list[Text] | None, Query(description="Of these models; repeats. The best one by default.")] = None,
     start: Annotated[Time | None, Query(description="First time, inclusive.", examples=["2023-01-01"])] = None,
     end: Annotated[Time | None, Query(description="Last time, inclusive.", examples=["2023-03-31"])] = None,
-    raw: Annotated[bool, Query(description="CSV: leave text that a spreadsheet takes for a formula as it is.")] = False,
+    raw: Annotated[
+        bool,
+        Query(description="CSV: no apostrophe before text that a spreadsheet takes for a formula.", examples=[True]),
+    ] = False,
 ) -> Response:
     """Quantile forecasts by server, model and time. `Accept` picks JSON pages, or CSV, Parquet or Arrow whole."""
     check_order(start, end)

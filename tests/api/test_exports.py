@@ -3,6 +3,7 @@
 import io
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,8 @@ import pytest
 
 from app.api import exports
 from app.api.exports import FORMATS, PIECE, Form, stream
+from app.main import create_app
+from app.settings import Settings
 
 ROWS = 40_000
 
@@ -51,6 +54,31 @@ async def test_a_file_comes_in_small_pieces(form: Form) -> None:
     found = read(form, b"".join(pieces))
     assert found.column("server_id").to_pylist() == ["srv-0"] * ROWS + ["srv-1"] * ROWS
     np.testing.assert_array_equal(found.column("p50"), pa.concat_tables(tables).column("p50"))
+
+
+async def test_only_a_csv_is_guarded_against_spreadsheets() -> None:
+    names = ["=cmd()", "+1", "-web-1", "@x", "\tx", "\rx", "\0x", "web-1", "a=b"]
+
+    async def exported(form: Form, *, raw: bool = False) -> list[str]:
+        async def made() -> AsyncIterator[pa.Table]:
+            yield pa.table({"server_id": names, "p50": np.full(len(names), -1.5)})
+
+        pieces = [piece async for piece in (await stream(made(), form, "f", raw=raw)).body_iterator]
+        table = read(form, b"".join(pieces))
+        assert table.column("p50").to_pylist() == [-1.5] * len(names)
+        return list(table.column("server_id").to_pylist())
+
+    assert await exported("text/csv") == ["'" + name for name in names[:7]] + names[7:]
+    assert await exported("text/csv", raw=True) == names
+    assert await exported("application/vnd.apache.parquet") == names
+    assert await exported("application/vnd.apache.arrow.stream") == names
+
+
+async def test_the_document_tells_of_the_apostrophe(tmp_path: Path) -> None:
+    document = create_app(Settings(data_dir=tmp_path)).openapi()
+    told = document["paths"]["/forecasts/{forecast_id}/quantiles"]["get"]["responses"]["200"]["description"]
+    for word in ("apostrophe", "`-web-1`", "`raw=true`", "Parquet, Arrow or JSON"):
+        assert word in told
 
 
 async def test_the_event_loop_does_not_encode(monkeypatch: pytest.MonkeyPatch) -> None:
