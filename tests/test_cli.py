@@ -96,3 +96,9 @@ def closed(tmp_path: Path) -> Iterator[Path]:
 def test_a_data_folder_out_of_reach_is_told(closed: Path, further: str) -> None:
     with pytest.raises(CannotStart, match="HEADROOM_DATA_DIR"):
         DataDirLock(closed / further).acquire()
+
+
+def test_the_benchmark_is_a_command() -> None:
+    ended = subprocess.run([HEADROOM, "bench", "--help"], capture_output=True, text=True)
+    assert ended.returncode == 0
+    assert "--quick" in ended.stdout

@@ -269,3 +269,10 @@ async def test_profiles_of_load(client: httpx.AsyncClient, world: World) -> None
     rest = await get(client, "/clusters", limit=1, cursor=first["next_cursor"])
     assert first["items"] + rest["items"] == body["items"]
     assert rest["next_cursor"] is None
+
+
+async def test_values_beyond_what_an_integer_holds_have_profiles(client: httpx.AsyncClient, world: World) -> None:
+    fleet = {f"vast-{n}": {"bytes": (n + 1) * 10**20} for n in range(4)}
+    forecast = await world.forecast(await world.dataset(fleet), "bytes", fleet)
+    body = await get(client, "/clusters", forecast_id=str(forecast))
+    assert sum(item["servers"] for item in body["items"]) == 4

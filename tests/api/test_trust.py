@@ -172,3 +172,6 @@ async def test_a_forecast_is_scored_and_repeated_on_what_came(client: httpx.Asyn
     ratios = [one["loss_ratio"] for one in told["servers"]]
     assert ratios == sorted(ratios, reverse=True)
     assert (await client.get(accuracy)).json()["newer_dataset_id"] == newest
+
+    await uploaded(client, f"/datasets/{dataset}/versions", a_csv(DAYS, 5))  # made later, but it ends earlier
+    assert (await client.get(accuracy)).json()["newer_dataset_id"] == newest
