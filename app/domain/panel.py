@@ -22,6 +22,9 @@ Times = NDArray[np.datetime64]
 MIN_VALUES = 14
 """A server with fewer values of the metric is ineligible: in no run."""
 
+_NARROW = 9
+"""Medians of so many values or fewer are taken of all windows at once."""
+
 
 class Frequency(StrEnum):
     """The regular step of a dataset."""
@@ -139,11 +142,54 @@ class Panel:
         return np.where(inside, np.take_along_axis(self.values, np.maximum(columns, 0), axis=1), np.nan)
 
 
-def median(values: Array) -> Array:
-    """Along the last axis without the NaN, which sort last; NaN where there is nothing else."""
-    ordered = np.sort(values, axis=-1)
-    count = np.isfinite(ordered).sum(axis=-1, keepdims=True)
-    lower = np.take_along_axis(ordered, np.maximum(count - 1, 0) // 2, axis=-1)
-    upper = np.take_along_axis(ordered, np.minimum(count // 2, ordered.shape[-1] - 1), axis=-1)
-    middle: Array = np.where(count > 0, (lower + upper) / 2, np.nan)[..., 0]
-    return middle
+def median(values: Array, wanted: NDArray[np.bool_] | None = None) -> Array:
+    """Along the last axis without the NaN; NaN where there is nothing else, or where it is not `wanted`."""
+    width = values.shape[-1]
+    if width > _NARROW or width % 2 == 0:
+        ordered = np.sort(values, axis=-1)  # NaN last
+        return median_of_ordered(ordered, 0, np.isfinite(ordered).sum(axis=-1))
+    columns = [values[..., k] for k in range(width)]
+    found = _middle_of(columns)
+    missing = np.isnan(found)
+    gaps = np.nonzero(missing if wanted is None else missing & wanted)
+    found[gaps] = _middle_of_some(np.array([column[gaps] for column in columns]))
+    return found
+
+
+def median_of_ordered(ordered: Array, start: Index | int, count: Index) -> Array:
+    """Of the `count` ascending values from place `start` on, along the last axis; NaN where there are none."""
+    last = ordered.shape[-1] - 1
+    lower, upper = (np.clip(start + place, 0, last)[..., None] for place in ((count - 1) // 2, count // 2))
+    both = np.take_along_axis(ordered, lower, axis=-1) + np.take_along_axis(ordered, upper, axis=-1)
+    return np.where(count > 0, both[..., 0] / 2, np.nan)
+
+
+def _middle_of(columns: list[Array]) -> Array:
+    """Elementwise median of an odd number of arrays, NaN where one is NaN.
+
+    Of just over half of them the least and the greatest cannot be the median: they are left out, and the next one
+    comes in. So a whole array is compared at once, which sorting each window by itself is not.
+    """
+    enough = len(columns) // 2 + 2
+    kept, rest = columns[:enough], columns[enough:]
+    while len(kept) > 1:
+        for k in range(len(kept) - 1):
+            kept[k], kept[k + 1] = np.minimum(kept[k], kept[k + 1]), np.maximum(kept[k], kept[k + 1])
+        for k in range(len(kept) - 2, 0, -1):
+            kept[k - 1], kept[k] = np.minimum(kept[k - 1], kept[k]), np.maximum(kept[k - 1], kept[k])
+        kept = kept[1:-1] + rest[:1]
+        rest = rest[1:]
+    return kept[0]
+
+
+def _middle_of_some(columns: Array) -> Array:
+    """As `_middle_of`, the NaN left out: (columns, values).
+
+    They stand by turns for the greatest and the least, and the other way round: so both middles of an even number are
+    found, of an odd one the same twice.
+    """
+    missing = np.isnan(columns)
+    extreme = np.where(np.cumsum(missing, axis=0) % 2, np.inf, -np.inf)
+    low, high = (_middle_of(list(np.where(missing, end, columns))) for end in (extreme, -extreme))
+    with np.errstate(invalid="ignore"):  # where all are missing
+        return np.asarray((low + high) / 2)

@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from app.domain import calendar, shifts
-from app.domain.panel import Array, Index, Panel, median
+from app.domain.panel import Array, Index, Panel, median, median_of_ordered
 
 OUTLIER_Z = 6.0
 """The usual `outlier_z`: the setting's default."""
@@ -36,7 +36,7 @@ _EVENT_LIMITS = 100.0
 _SPREAD_REACH, _SPREAD_STRIDE = 9, 3
 """The rolling spread is taken of every third step up to 27 steps to either side, about four weeks of days."""
 
-_CELLS = 250_000
+_CELLS = 50_000
 """Values worked on at once: bounds the memory of the sliding windows, which hold each 19 times."""
 
 
@@ -130,19 +130,25 @@ def trend(panel: Panel) -> Array:
 
 
 def _capped(values: Array, season: int, outlier_z: float, known_event: NDArray[np.bool_]) -> Array:
-    phase = _rolling_median(values, _PHASE_REACH, season)
-    expected = phase + _rolling_median(values - phase, _EVENT_REACH, 1)
+    there = np.isfinite(values)
+    phase = median(_around(values, _PHASE_REACH, season), there)
+    expected = phase + median(_around(values - phase, _EVENT_REACH, 1), there)
     off = values - expected
     size = np.abs(off)
+    count = there.sum(axis=1)
     # A value that is its own median says nothing about the spread; on a nearly constant server the few that
     # are not say too much, and there the plain deviation is the smaller one.
-    apart = 1.4826 * median(np.where(off == 0, np.nan, size))
+    sizes, still = np.sort(size, axis=1), (size == 0).sum(axis=1)
+    apart = 1.4826 * median_of_ordered(sizes, still, count - still)
     # And one glitch of a server that else repeats itself to the digit is all that it deviates by, so that it would
     # set its own limit: what the server usually shows bounds it.
-    usual = np.maximum(_quantile(values, 1 - RARE) + _quantile(-values, 1 - RARE), np.abs(median(values)))
+    ordered = np.sort(values, axis=1)
+    top = _usual(count)
+    reach = _at(ordered, top) - _at(ordered, np.maximum(count - 1, 0) - top)
+    usual = np.maximum(reach, np.abs(median_of_ordered(ordered, 0, count)))
     bound = np.where(usual > 0, usual, np.inf)
     overall = np.fmin(np.fmin(apart, np.sqrt(_mean(off**2))), bound)[:, None]
-    limit = np.maximum(outlier_z * overall, _quantile(size, 1 - RARE)[:, None])
+    limit = np.maximum(outlier_z * overall, _at(sizes, top)[:, None])
     suspect = size > limit  # the rolling spread only widens the limit: it is asked for of these alone
     rolling = 1.4826 * median(_around(size, _SPREAD_REACH, _SPREAD_STRIDE)[suspect])
     limit = np.broadcast_to(limit, values.shape).copy()
@@ -152,13 +158,15 @@ def _capped(values: Array, season: int, outlier_z: float, known_event: NDArray[n
     return np.where(outlier, expected + np.clip(off, -limit, limit), values)
 
 
-def _rolling_median(values: Array, reach: int, stride: int) -> Array:
-    """Median of each value and `reach` more to either side, `stride` steps apart; what is missing is left out."""
-    around = _around(values, reach, stride)
-    middle = _middle([around[..., k] for k in range(2 * reach + 1)])
-    gaps = np.isnan(middle)
-    middle[gaps] = median(around[gaps])
-    return middle
+def _usual(count: Index) -> Index:
+    """The place, among so many ascending values, of that which at most a share of `RARE`, or one alone, exceeds."""
+    place: Index = np.maximum(np.floor((1 - RARE) * (count - 1)).astype(np.int64), 0)
+    return place
+
+
+def _at(ordered: Array, place: Index) -> Array:
+    found: Array = np.take_along_axis(ordered, place[:, None], axis=1)[:, 0]
+    return found
 
 
 def _around(values: Array, reach: int, stride: int) -> Array:
@@ -166,32 +174,6 @@ def _around(values: Array, reach: int, stride: int) -> Array:
     margin = reach * stride
     padded = np.pad(values, ((0, 0), (margin, margin)), constant_values=np.nan)
     return sliding_window_view(padded, 2 * margin + 1, axis=1)[..., ::stride]
-
-
-def _middle(columns: list[Array]) -> Array:
-    """Elementwise median of an odd number of arrays, NaN where one is NaN.
-
-    Of just over half of them the least and the greatest cannot be the median: they are left out, and the next one
-    comes in. So a whole array is compared at once, which sorting each window by itself is not.
-    """
-    enough = len(columns) // 2 + 2
-    kept, rest = columns[:enough], columns[enough:]
-    while len(kept) > 1:
-        for k in range(len(kept) - 1):
-            kept[k], kept[k + 1] = np.minimum(kept[k], kept[k + 1]), np.maximum(kept[k], kept[k + 1])
-        for k in range(len(kept) - 2, 0, -1):
-            kept[k - 1], kept[k] = np.minimum(kept[k - 1], kept[k]), np.maximum(kept[k - 1], kept[k])
-        kept = kept[1:-1] + rest[:1]
-        rest = rest[1:]
-    return kept[0]
-
-
-def _quantile(values: Array, level: float) -> Array:
-    """The value of each row that at most a share of 1 - `level`, or one value alone, exceeds; NaN left out."""
-    count = np.isfinite(values).sum(axis=1, keepdims=True)
-    place = np.maximum(np.floor(level * (count - 1)).astype(np.int64), 0)
-    found: Array = np.take_along_axis(np.sort(values, axis=1), place, axis=1)[:, 0]
-    return found
 
 
 def _mean(values: Array) -> Array:
@@ -202,15 +184,18 @@ def _mean(values: Array) -> Array:
 
 def _interpolate(values: Array) -> Array:
     """Fill the NaN of each row on the straight line between the values around them, beyond these with the nearest."""
-    width = values.shape[1]
-    column, finite = np.arange(width), np.isfinite(values)
-    before = np.maximum.accumulate(np.where(finite, column, -1), axis=1)
-    after = np.minimum.accumulate(np.where(finite, column, width)[:, ::-1], axis=1)[:, ::-1]
-    left = np.where(before >= 0, before, after)
-    right = np.where(after < width, after, before)
-    low = np.take_along_axis(values, np.clip(left, 0, width - 1), axis=1)
-    high = np.take_along_axis(values, np.clip(right, 0, width - 1), axis=1)
-    return np.where(finite, values, low + (high - low) * (column - left) / np.maximum(right - left, 1))
+    width, known, gaps = values.shape[1], np.flatnonzero(np.isfinite(values)), np.flatnonzero(np.isnan(values))
+    if not (known.size and gaps.size):
+        return values
+    place, row = np.searchsorted(known, gaps), gaps // width
+    before, after = known[np.maximum(place - 1, 0)], known[np.minimum(place, known.size - 1)]
+    left = np.where(before // width == row, before, after)
+    right = np.where(after // width == row, after, before)
+    low, high = values.flat[left], values.flat[right]
+    line = low + (high - low) * (gaps - left) / np.maximum(right - left, 1)
+    filled = values.copy()
+    filled.flat[gaps] = np.where(left // width == row, line, np.nan)
+    return filled
 
 
 def _along_phase(values: Array, season: int) -> Array:

@@ -123,17 +123,18 @@ def _steps(level: Array, frequency: Frequency) -> tuple[Index, Array, Array]:
     around = sliding_window_view(padded, reach, axis=1)
     before, after = median(around[:, places]), median(around[:, places + reach])
     step = after - before
-    near = median(around[:, places + reach][..., :2]) - median(around[:, places][..., -2:])
     change = np.abs(np.diff(level, axis=1))
     usual = 1.4826 * np.fmax(median(np.abs(step)), median(change) / np.sqrt(2))
-    lasts = np.array([median(level[:, place:]) for place in places[-LATELY:]]).T
-    size = np.abs(step)
-    news = size - _a_year_ago(step, YEAR * frequency.per_day // frequency.season)
+
+    lately = slice(max(len(places) - LATELY, 0), None)
+    news = np.abs(step[:, lately]) - _a_year_ago(step, YEAR * frequency.per_day // frequency.season)[:, lately]
+    places, before, after, step = places[lately], before[:, lately], after[:, lately], step[:, lately]
+    near = median(around[:, places + reach][..., :2]) - median(around[:, places][..., -2:])
+    lasts = np.array([median(level[:, place:]) for place in places]).T
+    size, side = np.abs(step), np.sign(step)
     enough = news > np.fmax(USUAL * usual[:, None], SHARE * np.abs(before))
-    enough &= near * np.sign(step) >= 0.5 * size
-    enough[:, :-LATELY] = False
-    recent = slice(max(len(places) - LATELY, 0), None)
-    enough[:, recent] &= (lasts - before[:, recent]) * np.sign(step[:, recent]) >= 0.5 * size[:, recent]
+    enough &= near * side >= 0.5 * size
+    enough &= (lasts - before) * side >= 0.5 * size
     best = np.where(enough, size, -1.0).argmax(axis=1)
     rows = np.arange(len(level))
     place = np.where(enough.any(axis=1), places[best], -1)
@@ -142,9 +143,8 @@ def _steps(level: Array, frequency: Frequency) -> tuple[Index, Array, Array]:
 
 def _a_year_ago(step: Array, year: int) -> Array:
     """The largest step of the same sign around the same time a year before, 0 where there was none: as `step`."""
-    then = np.zeros((*step.shape, 2 * AROUND + 1))
-    for number, shift in enumerate(range(year - AROUND, year + AROUND + 1)):
-        then[:, shift:, number] = step[:, : max(step.shape[1] - shift, 0)]
+    padded = np.pad(step, ((0, 0), (year + AROUND, 0)))
+    then = sliding_window_view(padded, 2 * AROUND + 1, axis=1)[:, : step.shape[1]]
     same = np.where(np.sign(then) == np.sign(step)[..., None], np.abs(then), 0.0)
     largest: Array = same.max(axis=-1)
     return largest

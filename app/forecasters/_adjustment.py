@@ -23,7 +23,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.signal import lfilter
 
 from app.domain import calendar
-from app.domain.panel import MIN_VALUES, Array, Frequency, Index, Panel, Times
+from app.domain.panel import MIN_VALUES, Array, Frequency, Index, Panel, Times, median
 from app.forecasters._shrinkage import Shrinkage, learn, persistence, tamed
 
 Mask = NDArray[np.bool_]
@@ -84,7 +84,8 @@ def adjust(panel: Panel, horizon: int) -> Adjusted:
     past = effect[:, : panel.steps]
     settled = np.where(alive, tamed - past, 0.0)
     actual = np.where(alive, scaled - past, 0.0)
-    season = _season_of_spread(np.where(alive, actual - average(settled, alive, 16), 0.0), alive, panel, design)
+    age = alive.cumsum(axis=1, dtype=np.int64)
+    season = _season_of_spread(np.where(alive, actual - average(settled, age, 16), 0.0), alive, panel, design)
     return Adjusted(scale, alive, actual, settled, effect, causes, season, optimism)
 
 
@@ -123,12 +124,16 @@ class Causes:
         return np.asarray(self.columns[:, [one == name for one in self.names]].any(axis=1))
 
 
-def average(values: Array, alive: Mask, half_life: float) -> Array:
-    """Exponential average of the values up to each step, as if nothing had been before the first."""
+def average(values: Array, age: Index, half_life: float) -> Array:
+    """Exponential average of the values up to each step, as if nothing had been before the first.
+
+    `age` counts each server's rows up to a step. After the last row the average is none.
+    """
     keep = 0.5 ** (1 / half_life)
     total = lfilter([1 - keep], [1, -keep], values, axis=1)
-    weight = lfilter([1 - keep], [1, -keep], alive.astype(np.float64), axis=1)
-    return np.asarray(total / np.maximum(weight, 1e-12))
+    weight = 1 - keep ** np.arange(values.shape[1] + 1)
+    weight[0] = 1.0  # before the first row all is 0
+    return np.asarray(total / weight[age])
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ def _scale(panel: Panel, alive: Mask) -> Scale:
     offset[np.nanmin(values, axis=1) < 0] = np.nan
     logs = _logarithm(values, offset[:, None])
     logs = np.where(alive, logs, np.nan)
-    middle = np.nanmedian(logs, axis=1)
+    middle = median(logs)
     deviation = np.nanstd(logs, axis=1)
     deviation = np.where(deviation > 1e-9 * (1 + np.abs(middle)), deviation, 1.0) * _youth(logs, panel)
     low, high = (np.nanmin(logs, axis=1) - middle) / deviation, (np.nanmax(logs, axis=1) - middle) / deviation
@@ -344,16 +349,17 @@ def _calendar(
         values = scaled[members, start:stop]
         for _ in range(ROUNDS):
             left = learnt.white(settled[members, start:stop] - shared_effect[start:stop])
-            beta = cho_solve(factor, white.T @ left.T)
-            own_effect = 0.0
+            beta = cho_solve(factor, (left @ white).T)
+            own_effect = np.zeros(1)
             if z is not None:
                 own = np.moveaxis(learnt.white(np.moveaxis(z[:, start:stop], 1, 2)), 2, 1)
                 beta, gamma = _with_regressors(white, own, left, factor, beta)
                 own_effect = np.einsum("ntk,nk->nt", z, gamma)
                 causes.known_ahead[members] = gamma
-            effect[members] = shared_effect + (matrix[:, known] @ beta[known]).T + own_effect
-            fit = (rows[:, design.trend] @ beta[design.trend]).T + effect[members, start:stop]
+            its = shared_effect + beta[known].T @ matrix[:, known].T + own_effect
+            fit = beta[design.trend].T @ rows[:, design.trend].T + its[:, start:stop]
             settled[members, start:stop] = tamed(values, fit)
+        effect[members] = its
         causes.weights[members] = shared + np.where(known, beta.T, 0.0)
         # A slow column takes up persistent noise as if it were (1 + r) / (1 - r) columns (Bayley & Hammersley 1946).
         lasting = persistence(settled[members, start:stop] - fit)

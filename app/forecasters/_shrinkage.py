@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.panel import Array
+from app.domain.panel import Array, median
 
 HUBER = 2.0
 """Residuals beyond so many robust deviations are pulled in."""
@@ -66,7 +66,7 @@ def learn(rows: Array, penalty: Array, kinds: NDArray[np.str_], left: Array, fix
 
 def tamed(values: Array, fit: Array) -> Array:
     """Values with those beyond HUBER robust deviations from the fit pulled in to there: (servers, steps)."""
-    limit = HUBER * 1.4826 * np.median(np.abs(values - fit), axis=1, keepdims=True) + 1e-6
+    limit = HUBER * 1.4826 * median(np.abs(values - fit))[:, None] + 1e-6
     return np.asarray(fit + np.clip(values - fit, -limit, limit))
 
 

@@ -99,10 +99,11 @@ FORECASTER = Structural()
 def _level(settled: Array, alive: Mask, panel: Panel, horizon: int) -> tuple[Array, Index, Array]:
     """The level ahead (servers, horizon); and for past origins (servers, ORIGINS) what it was expected to be
     (servers, ORIGINS, blocks of the horizon)."""
-    long = np.cumsum(settled, axis=1) / np.maximum(np.cumsum(alive, axis=1), 1)
-    features = np.stack([average(settled, alive, half_life) - long for half_life in MEMORIES], axis=-1)
-    sums = np.concatenate([np.zeros((len(panel), 1)), np.cumsum(settled, axis=1)], axis=1)
-    departure = np.where(alive, settled - average(settled, alive, 16), 0.0)
+    age = alive.cumsum(axis=1, dtype=np.int64)
+    sums = np.pad(np.cumsum(settled, axis=1), ((0, 0), (1, 0)))
+    long = sums[:, 1:] / np.maximum(age, 1)
+    averages = {half_life: average(settled, age, half_life) for half_life in MEMORIES}
+    departure = np.where(alive, settled - averages[16], 0.0)
     noise = np.maximum(np.sqrt((departure**2).sum(axis=1) / alive.sum(axis=1)), 1e-6)[:, None]
 
     servers = np.arange(len(panel))[:, None]
@@ -110,8 +111,11 @@ def _level(settled: Array, alive: Mask, panel: Panel, horizon: int) -> tuple[Arr
     reach = np.maximum((length - 1) * 0.65, 1)
     origins = (panel.last[:, None] - 1 - (np.arange(ORIGINS) + 0.5) / ORIGINS * reach[:, None]).astype(np.int64)
     origins = np.maximum(origins, panel.first[:, None])
-    at_origin, long_at_origin = features[servers, origins], long[servers, origins]
-    now, long_now = features[servers[:, 0], panel.last], long[servers[:, 0], panel.last]
+    known = np.concatenate([origins, panel.last[:, None]], axis=1)
+    longs = long[servers, known]
+    features = np.stack([recent[servers, known] - longs for recent in averages.values()], axis=-1)
+    at_origin, long_at_origin = features[:, :-1], longs[:, :-1]
+    now, long_now = features[:, -1], longs[:, -1]
 
     eye = np.eye(len(MEMORIES))
     level = np.empty((len(panel), horizon))
