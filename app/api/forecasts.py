@@ -183,7 +183,7 @@ async def events(
     response_model=QuantilePage,
     responses={
         200: {
-            "description": "A page of rows; with another `Accept`, the whole selection in that form, streamed. " + GUARD,
+            "description": "A page of rows; by another `Accept` the whole selection in that form, streamed. " + GUARD,
             "content": {media_type: {} for media_type in FORMATS},
         },
         **problems(NotFound, ForecastNotReady, NoResults),

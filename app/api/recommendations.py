@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from app.api.auth import scope
 from app.api.pages import Page, PagingParameters
 from app.api.problems import problems
+from app.api.risk_models import Values
 from app.api.wired import Services
 from app.domain.cost import dollars
 from app.domain.profiles import FIGURES
@@ -168,7 +169,6 @@ ForecastId = Annotated[
 Metric = Annotated[
     str | None, Query(description="Picks among metrics when no forecast is named.", examples=["cpu_p95"])
 ]
-Values = Annotated[list[str], Query(description="Only servers with one of these values.", examples=[["north"]])]
 
 router = APIRouter(prefix="/risk", tags=["risk"], dependencies=[scope("read")])
 

@@ -10,10 +10,11 @@ from uuid import UUID
 
 import numpy as np
 from fastapi import Path, Query
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from app.api.pages import Page
 from app.api.problems import problems
+from app.domain.dataset import spellings
 from app.domain.panel import Frequency
 from app.domain.risk import Peak
 from app.errors import BadCursor, Complaint, ForecastNotReady, Invalid, NoResults, NotFound, ThresholdRequired
@@ -223,7 +224,17 @@ SORT = Query(
     " `breach_probability` and `max_p90`: the highest first; `server_id`: ascending.",
     examples=["breach_probability"],
 )
-Values = Annotated[list[str], Query(description="Only servers with one of these values.", examples=[["north"]])]
+
+
+def _however_written(values: list[str]) -> list[str]:
+    return [text for value in values for text in spellings(value)]
+
+
+Values = Annotated[
+    list[str],
+    Query(description="Only servers with one of these values.", examples=[["north"]]),
+    AfterValidator(_however_written),
+]
 
 RESPONSES = problems(BadCursor, NotFound, ForecastNotReady, NoResults, ThresholdRequired)
 """What a question to a forecast may be answered with instead."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from app.domain import quantiles
+from app.domain.dataset import as_text, spellings
 from app.domain.panel import Array
 from app.domain.risk import LEVELS, Flags, Outlook, Risk
 
@@ -79,7 +80,11 @@ class Where:
         if self.server_id and server_id not in self.server_id:
             return False
         wanted = ((attributes.get(name), getattr(self, name)) for name in ATTRIBUTES)
-        return all(not values or (has is not None and str(has) in values) for has, values in wanted)
+        return all(not asked or (has is not None and _is_among(has, asked)) for has, asked in wanted)
+
+
+def _is_among(has: str | float, asked: Sequence[str]) -> bool:
+    return any(text in asked for text in spellings(as_text(has)))
 
 
 @dataclass(frozen=True)

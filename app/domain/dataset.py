@@ -3,6 +3,7 @@
 It holds the facts that are kept beside the history. It leaves out the history itself, which is a Parquet artifact.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -21,8 +22,13 @@ NUMERIC_ATTRIBUTES = ("capacity", "threshold", "lead_time_days")
 TEXT_ATTRIBUTES = ("business_unit", "region", "criticality")
 """Always attributes, even where the codes used for them happen to be numbers."""
 
+PRICE_ATTRIBUTES = ("usd_per_month", "cost")
+"""Where the price of a server is looked for, in this order. Numeric columns that are not declared to be attributes are
+metrics, these too."""
+
 _PERCENT_NAMES = ("cpu", "mem", "disk", "net", "util")
 _PERCENT_CEILING = 150.0
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")
 
 
 class Unit(StrEnum):
@@ -146,6 +152,21 @@ def bounds(unit: Unit, values: Array) -> tuple[Array, Array]:
             return np.zeros(len(values)), np.maximum(full, highest)
         case Unit.ABSOLUTE:
             return np.where(lowest >= 0, 0.0, -np.inf), np.full(len(values), np.inf)
+
+
+def as_text(value: str | float) -> str:
+    """An attribute as it is compared and shown: of a number no digit more than it needs, 50 and not 50.0."""
+    return value if isinstance(value, str) else spellings(str(value))[-1]
+
+
+def spellings(asked: str) -> tuple[str, ...]:
+    """How an attribute may be written that is asked for: a whole number also with .0, and, last, without it.
+
+    A numeric column comes out of most tools as 50.0 as soon as one of its cells is empty. Nothing else is taken for the
+    same: 1.10 and 1.1 may be two versions.
+    """
+    whole = asked.removesuffix(".0")
+    return (f"{whole}.0", whole) if _WHOLE.fullmatch(whole) else (asked,)
 
 
 def first_of(names: Sequence[str], columns: Sequence[str]) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from app.domain import tally
+from app.domain.dataset import as_text
 from app.domain.forecast import Forecast
 from app.domain.run import Run
 from app.domain.tally import Pooled
@@ -105,7 +106,7 @@ def _by_value(sums: Mapping[str, Tally | None], values: Mapping[str, str | None]
 
 
 def _text(value: str | float | None) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else as_text(value)
 
 
 def _unknown(name: str, attributes: Sequence[str]) -> Invalid:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.domain import paths, risk
-from app.domain.dataset import Contents, Server, Unit
+from app.domain.dataset import Contents, Server, Unit, as_text, spellings
 from app.domain.forecast import Forecast
 from app.domain.panel import Array
 from app.domain.paths import Template
@@ -126,6 +126,11 @@ class Fleet:
         """Of each server, as text; None where it has none."""
         return texts(self.servers, name)
 
+    def having(self, name: str, value: str) -> NDArray[np.bool_]:
+        """Servers, (servers,), whose attribute has this value, however a whole number is written."""
+        written = spellings(value)
+        return np.array([text in written for text in self.attribute(name)], dtype=np.bool_)
+
     def has_attribute(self, name: str) -> bool:
         return any(name in server.attributes for server in self.servers)
 
@@ -182,7 +187,7 @@ class Fleets:
     async def judged(self, fleet: Fleet, limits: Limits) -> Judged:
         """Raises ThresholdRequired, Invalid (a threshold that cannot be one, of a group that there is not)."""
         for group in limits.groups:
-            if group.value not in fleet.attribute(group.attribute):
+            if not fleet.having(group.attribute, group.value).any():
                 detail = f"No server of the forecast has {group.attribute} {group.value!r}."
                 raise Invalid(detail, errors=[Complaint("?group_threshold", "unknown-group", detail)])
         return await self._answers.get(
@@ -284,7 +289,7 @@ def known_thresholds(fleet: Fleet, limits: Limits) -> Array:
         found = own_thresholds(fleet.servers, fleet.unit)
     grouped = np.full(len(fleet.servers), np.inf)
     for group in limits.groups:
-        inside = np.array([value == group.value for value in fleet.attribute(group.attribute)], dtype=np.bool_)
+        inside = fleet.having(group.attribute, group.value)
         grouped[inside] = np.minimum(grouped[inside], group.threshold)
     return np.where(np.isfinite(grouped), grouped, found)
 
@@ -310,7 +315,7 @@ def bounds(servers: Sequence[Server], metric: str, unit: Unit) -> tuple[Array, A
 def texts(servers: Sequence[Server], name: str) -> list[str | None]:
     """An attribute of each server; None where it has none."""
     found = (server.attributes.get(name) for server in servers)
-    return [None if value is None else str(value) for value in found]
+    return [None if value is None else as_text(value) for value in found]
 
 
 def quantities(servers: Sequence[Server], name: str) -> Array:

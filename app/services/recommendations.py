@@ -16,7 +16,7 @@ import numpy as np
 from app.compute import Compute
 from app.domain import rightsizing
 from app.domain.cost import Microdollars, microdollars, shown
-from app.domain.dataset import Server, Unit
+from app.domain.dataset import PRICE_ATTRIBUTES, Server, Unit
 from app.domain.panel import Array, Frequency
 from app.domain.rightsizing import Plan, Prospect, Rules
 from app.domain.risk import Outlook
@@ -30,7 +30,6 @@ Kind = Literal["downsize", "consolidate"]
 Reason = Literal["no_forecast", "no_values", "no_threshold", "no_room", "host"]
 
 SECONDS = 300.0
-PRICE_ATTRIBUTES = ("usd_per_month", "cost")
 DEAREST = 10_000_000 * 1_000_000
 """What costs more a month is no price of a server."""
 

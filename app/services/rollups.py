@@ -13,7 +13,7 @@ from uuid import UUID
 import numpy as np
 
 from app.domain import risk, totals
-from app.domain.dataset import TEXT_ATTRIBUTES, Unit
+from app.domain.dataset import TEXT_ATTRIBUTES, Unit, spellings
 from app.domain.panel import Array, Frequency, Times
 from app.errors import CapacityRequired, Complaint, Invalid
 from app.services.fleets import Fleet, Fleets, Limits, Question, Recent, Rows, check_threshold, known_thresholds
@@ -89,7 +89,8 @@ class RollupService:
         found = await self._found.get(
             (fleet.run.id, by, question.limits), lambda: asyncio.to_thread(_rolled_up, fleet, question.limits, by)
         )
-        chosen = [rollup for rollup in found.groups if not groups or rollup.group in groups]
+        wanted = {text for group in groups for text in spellings(group)}
+        chosen = [rollup for rollup in found.groups if not groups or rollup.group in wanted]
         return replace(found, groups=sorted(chosen, key=partial(_key, sort)))
 
 
@@ -197,7 +198,7 @@ def _check_limits(fleet: Fleet, limits: Limits, by: str, members: dict[str | Non
         detail = None
         if fleet.unit is Unit.ABSOLUTE and group.attribute != by:
             detail = f"A total of {fleet.metric} is by {by}: a threshold by {group.attribute} says nothing of it."
-        elif group.value not in fleet.attribute(group.attribute):
+        elif not fleet.having(group.attribute, group.value).any():
             detail = f"No server of the forecast has {group.attribute} {group.value!r}."
         if detail:
             raise Invalid(detail, errors=[Complaint("?group_threshold", "unknown-group", detail)])
@@ -205,7 +206,7 @@ def _check_limits(fleet: Fleet, limits: Limits, by: str, members: dict[str | Non
 
 def _limit_of_sum(limits: Limits, by: str, group: str | None, held: float) -> float:
     """The threshold asked for this group, or for each group; else what its servers hold; NaN where that is unknown."""
-    asked = [one.threshold for one in limits.groups if (one.attribute, one.value) == (by, group)]
+    asked = [one.threshold for one in limits.groups if one.attribute == by and group in spellings(one.value)]
     return min(asked, default=held if limits.threshold is None else limits.threshold)
 
 

@@ -273,7 +273,7 @@ def _selected(fleet: Fleet, where: Where, kept: Flags, pointer: str) -> Rows:
         named = set(where.server_ids)
         inside &= np.array([name in named for name in fleet.matrix.server_ids], dtype=np.bool_)
     for attribute, values in where.attributes:
-        inside &= np.array([value in values for value in fleet.attribute(attribute)], dtype=np.bool_)
+        inside &= np.logical_or.reduce([fleet.having(attribute, value) for value in values], initial=False)
     rows = np.flatnonzero(inside)
     if not rows.size:
         detail = "This change selects no server that is left: nobody has all of these attributes."

@@ -178,6 +178,20 @@ async def test_a_threshold_of_a_group_goes_before_that_of_all(client: httpx.Asyn
         assert problem["errors"][0]["pointer"] == "?group_threshold", wrong
 
 
+async def test_a_whole_number_is_asked_for_however_it_was_written(client: httpx.AsyncClient, world: World) -> None:
+    """As text with .0, which is how a column with an empty cell comes out of most tools; and as a number."""
+    prices = {"SRV-1": "50.0", "SRV-2": "50", "SRV-3": "50.5", "SRV-4": "050"}
+    await world.forecast(await world.dataset(usd_per_month=prices, capacity={"SRV-5": 8.0}, criticality="1.0"))
+    for price, size in (("50", "8"), ("50.0", "8.0")):
+        asked = [f"usd_per_month:{price}:70", f"capacity:{size}:60"]
+        body = await get(client, "/servers", sort="server_id", threshold=95, group_threshold=asked)
+        assert [item["threshold"] for item in body["items"]] == [70.0, 70.0, 95.0, 95.0, 60.0]
+    for level in ("1", "1.0"):
+        assert len((await get(client, "/servers", criticality=level))["items"]) == 5
+        assert len((await get(client, "/servers", criticality=level, threshold=61))["items"]) == 5
+    assert (await get(client, "/servers", criticality="10"))["items"] == []
+
+
 async def test_an_absolute_metric_needs_a_threshold_or_a_capacity(client: httpx.AsyncClient, world: World) -> None:
     without = await world.forecast(await world.dataset(unit=Unit.ABSOLUTE))
     problem = await get(client, "/servers", 422, forecast_id=str(without))

@@ -109,6 +109,8 @@ def test_a_condition_is_written_and_read(condition: alerts.Condition) -> None:
 def test_where_takes_one_value_of_each() -> None:
     where = Where(region=("north", "east"), criticality=("1",))
     assert where.passes("a", {"region": "north", "criticality": 1})
+    assert where.passes("a", {"region": "north", "criticality": "1.0"})
+    assert not where.passes("a", {"region": "north", "criticality": "1.00"})
     assert not where.passes("a", {"region": "north"})
     assert not where.passes("a", {"region": "south", "criticality": "1"})
     assert Where(server_id=("a",)).passes("a", {})
