@@ -14,7 +14,8 @@ observed scores have their l-quantile (Vovk et al. 2005, split-conformal; Kulesh
 `shift`, `stretch` are pooled over all servers, `a_i` is the server's own scale. The errors of a fleet are
 strongly correlated, so that one window is hardly more than one observation of shift and stretch: each
 estimate x with a noise variance ν²/windows is shrunk to x · x²/(x² + ν²/windows). A wildly wrong spread is
-mended from one window, a slightly odd one is left alone.
+mended from one window, a slightly odd one is left alone. One server that jumps as no other does would be all there is
+of a small fleet's outer quantiles: what is pooled is bounded by what it is without the server that stands out most.
 """
 
 from itertools import pairwise
@@ -42,6 +43,10 @@ PARTS = 4
 """Parts of the horizon whose spread is learnt apart, at least a week of steps each."""
 OUTLYING = 10.0
 """Scores beyond so many medians count as that many in a server's scale."""
+ALONE = 1.5
+"""No single server widens a pooled quantile to more than so many times what it is without that server."""
+CROWD = 200
+"""In a fleet of more, one server has too small a share of the scores to make a quantile."""
 LIMIT = 40.0
 """Scores are clipped here, so that one frozen sensor does not become infinite."""
 
@@ -122,7 +127,8 @@ def reading_points(observed: Array, levels: tuple[float, ...]) -> Array:
 
     own = _server_scale(observed, known)
     standard = observed / own[:, None]
-    typical = _quantile(np.abs(standard), 0.8) / normal_scores_of((0.9,))[0]
+    p90 = float(normal_scores_of((0.9,))[0])
+    typical = _pooled(np.abs(standard), 0.8, p90) / p90
     shift = typical * _shrunk(_quantile(standard, 0.5) / _positive(typical), SHIFT_NOISE, windows)
     deviation = standard - shift
     size = np.abs(deviation)
@@ -132,10 +138,11 @@ def reading_points(observed: Array, levels: tuple[float, ...]) -> Array:
         if level == 0.5:
             continue
         inner = abs(2 * level - 1)
-        both = np.log(_positive(_quantile(size, inner)) / abs(z[k]))
-        side = np.log(_positive(_quantile(deviation, level) / z[k]))
+        told, outwards = abs(z[k]), deviation if level > 0.5 else -deviation
+        both = np.log(_positive(_pooled(size, inner, told)) / told)
+        side = np.log(_positive(_pooled(outwards, max(level, 1 - level), told)) / told)
         pooled = _shrunk(both, SPREAD_NOISE, windows) + _shrunk(side - both, SKEW_NOISE, windows)
-        stretch[:, k] = np.exp(pooled + _by_horizon(size, inner, both + np.log(abs(z[k])), windows))
+        stretch[:, k] = np.exp(pooled + _by_horizon(size, inner, told, both, windows))
     points = own[:, None, None] * (shift + stretch * z)
     return np.sort(points, axis=-1)
 
@@ -148,6 +155,20 @@ def _shrunk(estimate: float, noise: float, windows: float) -> float:
 
 def _positive(value: float) -> float:
     return max(value, 0.02)
+
+
+def _pooled(values: Array, level: float, told: float) -> float:
+    """Quantile, at a level over 0.5, of (windows, servers, horizon), which no server makes alone (see `ALONE`).
+
+    `told` is what it would be if the forecasts were right; servers that were never off have no voice.
+    """
+    found = _quantile(values, level)
+    voices = np.flatnonzero((np.isfinite(values) & (values != 0)).any(axis=(0, 2)))
+    if found <= told or not 2 < len(voices) <= CROWD:
+        return found
+    furthest = voices[(values[:, voices] > found).sum(axis=(0, 2)).argmax()]
+    without = _quantile(np.delete(values, furthest, axis=1), level)
+    return min(found, ALONE * max(without, told))
 
 
 def _quantile(values: Array, level: float) -> float:
@@ -192,8 +213,8 @@ def _server_scale(observed: Array, known: Array) -> Array:
     return np.asarray(np.exp(own * signal / (signal + chance)))
 
 
-def _by_horizon(size: Array, inner: float, pooled: float, windows: int) -> Array:
-    """How the logarithm of the spread departs from the pooled one along the horizon: (horizon,)."""
+def _by_horizon(size: Array, inner: float, told: float, both: float, windows: int) -> Array:
+    """How the logarithm of the spread departs from that of the whole horizon, `both`, along it: (horizon,)."""
     horizon = size.shape[2]
     parts = min(PARTS, horizon // 7)
     if parts < 2:
@@ -204,6 +225,6 @@ def _by_horizon(size: Array, inner: float, pooled: float, windows: int) -> Array
         block = size[:, :, start:stop]
         if np.isfinite(block).any():
             centres.append((start + stop - 1) / 2)
-            departure = float(np.log(_positive(_quantile(block, inner)))) - pooled
+            departure = float(np.log(_positive(_pooled(block, inner, told)) / told)) - both
             departures.append(_shrunk(departure, SHAPE_NOISE, windows))
     return np.interp(np.arange(horizon), centres, departures)

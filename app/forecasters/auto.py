@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.domain.evaluation import Trial
 from app.domain.panel import Array
@@ -31,6 +32,9 @@ POWER = 12.0
 
 OWN = 3.0
 """Windows at which a server's own losses count as much as the fleet's."""
+
+LOUD = 3.0
+"""Whose losses are worth so many fleets of ordinary servers says nothing of the fleet's."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +110,19 @@ def _weights(losses: Array, prior: Array) -> Array:
     total = np.where(known, losses, 0.0).sum(axis=1) / np.maximum(windows, 1)
     size = total.mean(axis=0)
     relative = np.where(size > 0, total / np.where(size > 0, size, 1.0), 1.0)
-    seen = windows > 0
     own = np.log(np.maximum(relative, 0.02))
-    fleet = np.log(np.maximum(total[:, seen].sum(axis=1) / max(size[seen].sum(), 1e-12), 0.02))
+    heard = (windows > 0) & ~_drowning(size)
+    fleet = np.log(np.maximum(total[:, heard].sum(axis=1) / max(size[heard].sum(), 1e-12), 0.02))
     trust = windows / (windows + OWN)
     score = trust * own + (1 - trust) * fleet[:, None]
     share = prior[:, None] * np.exp(-POWER * (score - score.min(axis=0)))
     return np.asarray(share / share.sum(axis=0))
+
+
+def _drowning(size: Array) -> NDArray[np.bool_]:
+    """Which losses weigh `LOUD` times what the whole fleet's would, were all of it as its median server: (servers,).
+
+    One server that jumps by factors would else say for all of them which member is to be trusted.
+    """
+    lost = size[size > 0]
+    return size > LOUD * len(lost) * np.median(lost) if len(lost) else np.zeros(size.shape, dtype=np.bool_)

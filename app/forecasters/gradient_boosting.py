@@ -28,6 +28,10 @@ ROWS_PER_STEP = 4
 ROWS_AT_ONCE = 250_000
 """Rows predicted at once: bounds the memory of a long horizon of many servers."""
 
+FAR = 50.0
+"""Targets beyond so many deviations of the recent past count as that many: one server that rises by factors of a
+thousand must not set the leaves of all."""
+
 TREES = 75
 SEED = 20_220_101
 PARAMETERS = {
@@ -76,7 +80,7 @@ class GradientBoostingForecaster:
         history = _history(panel, 0)
         rows, origins, steps = _pairs(panel, horizon)
         design = _design(history, rows, origins, steps)
-        target = (panel.values[rows, origins + steps] - design.middle) / design.scale
+        target = np.clip((panel.values[rows, origins + steps] - design.middle) / design.scale, -FAR, FAR)
         data = lightgbm.Dataset(design.features, target)
         boosters = tuple(
             lightgbm.train({**PARAMETERS, "alpha": level}, data, num_boost_round=TREES) for level in quantiles.BASE

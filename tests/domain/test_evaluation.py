@@ -263,6 +263,22 @@ class TestAwkward:
         unseen[:, 0] = np.nan
         assert np.array_equal(judge(replace(given_, raw=raw, actual=unseen, scale=scale)).values, verdict.values)
 
+    @pytest.mark.parametrize("servers", [4, 6, 60])
+    def test_one_odd_server_does_not_widen_the_others(self, servers: int) -> None:
+        """Quiet under a wide forecast, but for some days on which it is a million times what was told."""
+        levels = (0.025, 0.1, 0.5, 0.9, 0.975)
+        given_, _ = trial(servers=servers, levels=levels)
+        actual, raw = given_.actual.copy(), given_.raw.copy()
+        raw[:, 0] = 50 + 20 * (raw[:, 0] - 50)
+        actual[..., 0, ::3] *= 1e6
+        upper = np.full(servers, 1e9)
+        before, after = (
+            judge(replace(given_, lower=-upper, upper=upper, raw=r, actual=a)).values[1:]
+            for r, a in ((given_.raw, given_.actual), (raw, actual))
+        )
+        wider = (after[..., -1] - after[..., 0]).mean() / (before[..., -1] - before[..., 0]).mean()
+        assert 0.9 < wider < 1.5
+
     def test_crossing_quantiles_are_sorted_and_counted(self) -> None:
         given_, _ = trial(servers=3, horizon=14)
         given_.raw[0, 1, 5] = [60, 50, 40]

@@ -47,6 +47,18 @@ def test_a_bad_member_is_left_out_and_weights_add_up() -> None:
     assert (weights[0, 0] > weights[0, 2]).mean() > 0.8
 
 
+def test_one_server_that_jumps_by_factors_does_not_choose_for_the_others() -> None:
+    """It alone is better told by the last member, and its losses are a million times those of all others."""
+    given = trials((0.2, 8.0, 0.5))
+    odd = {name: replace(trial, raw=trial.raw.copy(), actual=trial.actual.copy()) for name, trial in given.items()}
+    for (name, trial), off in zip(odd.items(), (1e7, 1e7, 1e6), strict=True):
+        odd[name] = replace(trial, upper=np.where(np.arange(30) == 0, 1e9, 100.0))
+        odd[name].actual[:, 0], odd[name].raw[:, 0] = 1e8, 1e8 + off
+    weights = FORECASTER.weigh(odd)[0]
+    assert weights[2, 0] > 0.5
+    assert weights[:, 1:].mean(axis=1) == pytest.approx(FORECASTER.weigh(given)[0, :, 1:].mean(axis=1), abs=0.02)
+
+
 def test_the_oldest_window_knows_only_the_prior() -> None:
     weights = FORECASTER.weigh(trials((0.2, 8.0, 0.5)))
     assert np.ptp(weights[4], axis=1) == pytest.approx(0.0)
