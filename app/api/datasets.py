@@ -138,8 +138,11 @@ def _form(example: str) -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "description": "CSV, gzipped CSV or Parquet, told apart by the first bytes. Columns: `server_id` (also "
-            "`item_id`, `unique_id`), `timestamp` (also `ds`, `date`), one of each; numeric columns are metrics, text "
-            "columns attributes.",
+            "`item_id`, `unique_id`), `timestamp` (also `ds`, `date`), one of each; numeric columns are metrics, but "
+            "for `capacity`, `threshold` and `lead_time_days`, which describe a server; text columns are attributes. A "
+            "price (`usd_per_month`, `cost`), or any other number that describes a server, must be named in "
+            "`attributes` of the `schema`: undeclared it is a metric, and told in `quality.warnings` where it never "
+            "changes.",
             "content": {
                 "text/csv": {"schema": {"type": "string"}, "example": example},
                 "application/gzip": {"schema": binary},

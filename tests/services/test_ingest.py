@@ -356,6 +356,30 @@ def test_a_fact_that_few_servers_change_makes_none_constant(upload: Uploads) -> 
     assert upload("server_id,timestamp,cpu,samples\n" + rows).quality.constant_servers == 0
 
 
+def test_a_number_that_describes_servers_and_was_not_declared_is_told(upload: Uploads) -> None:
+    """Every numeric column is a metric but for three names; a price that nobody declared would cost all savings."""
+    header = "server_id,timestamp,cpu,usd_per_month,cores,capacity,cost\n"
+    sizes = {"a": ("50.0", 8, 100), "b": ("80.5", 16, 200)}
+    rows = "".join(
+        f"{name},{day},{number},{price},{cores},{capacity},{number % 3}\n"
+        for name, (price, cores, capacity) in sizes.items()
+        for number, day in enumerate(DAYS)
+    )
+    found = upload(header + rows)
+    assert found.metrics == ("cpu", "usd_per_month", "cores", "cost")
+    assert found.attributes == ("capacity",)
+    told = {warning.partition(":")[0]: warning for warning in found.quality.warnings}
+    assert told.keys() == {"usd_per_month", "cores"}
+    assert all("`schema.attributes`" in warning for warning in told.values())
+    assert "GET /risk/recommendations" in told["usd_per_month"]
+
+    declared = upload(header + rows, Schema({"cores": Unit.ABSOLUTE}, attributes=("usd_per_month",)))
+    assert set(declared.attributes) == {"usd_per_month", "capacity"}
+    assert {warning.partition(":")[0] for warning in declared.quality.warnings} == {"cores"}
+    assert "it never changes: 2 of 2 servers" in declared.quality.warnings[0]
+    assert upload.facts()["a"].attributes == {"usd_per_month": "50.0", "capacity": 100.0}
+
+
 @pytest.mark.parametrize(
     ("header", "id_column"),
     [("server_id,timestamp,x", "server_id"), ("item_id,ds,x", "item_id"), ("unique_id,date,x", "unique_id")],

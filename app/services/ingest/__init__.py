@@ -43,7 +43,7 @@ def ingest(
     layout = _layout(frame, schema)
     segments = segments_of(frame)
     last_row = _last_rows(frame, layout, segments)
-    quality, metrics = assess(frame, layout.units, layout.known_ahead, last_row)
+    quality, metrics = assess(frame, layout.units, layout.known_ahead, last_row, declared=schema.units)
     attributes, said = _attributes(frame, layout, segments)
     if repeated:
         rows = "1 row was" if repeated == 1 else f"{repeated:,} rows were"

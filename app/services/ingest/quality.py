@@ -3,12 +3,13 @@
 Everything is per server over sorted rows, by segments, never a loop over rows.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.domain.dataset import Quality, Unit, sounds_like_percent
+from app.domain.dataset import PRICE_ATTRIBUTES, Quality, Unit, sounds_like_percent
 from app.domain.panel import MIN_VALUES, Array, Frequency, Index
 from app.services.ingest.checks import Frame
 from app.services.ingest.columns import Flags, quoted
@@ -54,9 +55,16 @@ class Metric:
 
 
 def assess(
-    frame: Frame, units: dict[str, Unit], ahead: tuple[str, ...], last_row: Index
+    frame: Frame,
+    units: dict[str, Unit],
+    ahead: tuple[str, ...],
+    last_row: Index,
+    declared: Container[str] = (),
 ) -> tuple[Quality, dict[str, Metric]]:
-    """`last_row` is the row that ends each server's history; what comes after holds known-ahead columns only."""
+    """`last_row` is the row that ends each server's history; what comes after holds known-ahead columns only.
+
+    `declared` metrics are such because somebody said so.
+    """
     segments = segments_of(frame)
     within = _within(frame, segments, last_row) if ahead else None
     constant: list[Flags] = []
@@ -76,7 +84,10 @@ def assess(
         constant.append(is_constant)
         tell = _Teller(frame.servers, name, warnings)
         tell(is_short, f"fewer than {MIN_VALUES} values: no forecast")
-        tell(is_constant, "it never changes")
+        if name not in declared and _describes(name, counts, is_constant):
+            warnings.append(_undeclared(name))
+        else:
+            tell(is_constant, "it never changes")
         if unit is not Unit.ABSOLUTE:
             _tell_of_rows(tell, frame, segments, values, has, last_row, is_constant | is_short)
         _tell_of_values(warnings, name, unit, values)
@@ -88,6 +99,21 @@ def assess(
     gaps = int((span - (last_row - segments.starts + 1)).sum())
     quality = Quality(missing, gaps, _constant_servers(constant), int(short.sum()), tuple(warnings))
     return quality, metrics
+
+
+def _describes(name: str, counts: Index, is_constant: Flags) -> bool:
+    """Whether a metric seems to be a fact of the servers instead: it changes on none, and is no measure by its name."""
+    return bool(is_constant.any() and (is_constant | (counts < 2)).all()) and not sounds_like_percent(name)
+
+
+def _undeclared(name: str) -> str:
+    says = f"{name}: read as a metric, as every numeric column is that nobody declared, but it changes on no server. "
+    if name in PRICE_ATTRIBUTES:
+        return says + (
+            "If it is a price, name it in `schema.attributes`: savings (`GET /risk/recommendations`) read prices there "
+            "alone, and want a forecast of every metric."
+        )
+    return says + "If it describes the servers, name it in `schema.attributes`."
 
 
 def _constant_servers(constant: list[Flags]) -> int:
