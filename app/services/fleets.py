@@ -86,7 +86,7 @@ class Planning:
     buffer_pct: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Meant:
     """What a question is about."""
 
@@ -104,23 +104,12 @@ class Meant:
 
 
 @dataclass(frozen=True, eq=False)
-class Fleet:
-    """A run's results beside what is known of its servers, in the order of the results."""
+class Fleet(Meant):
+    """The run's results beside what is known of its servers, in the order of the results."""
 
-    forecast: Forecast
-    run: Run
-    contents: Contents
     matrix: ResultMatrix
     servers: tuple[Server, ...]
     template: Template
-
-    @property
-    def metric(self) -> str:
-        return self.forecast.request.metric
-
-    @property
-    def unit(self) -> Unit:
-        return self.contents.units[self.metric]
 
     def attribute(self, name: str) -> list[str | None]:
         """Of each server, as text; None where it has none."""
@@ -182,7 +171,7 @@ class Fleets:
     async def whole(self, meant: Meant) -> Fleet:
         """All servers of the run; the last few are kept. Raises NoResults."""
         run = meant.run
-        return await self._fleets.get((run.id, run.revision), lambda: self.load(meant.forecast, run))
+        return await self._fleets.get((run.id, run.revision), lambda: self.load(meant))
 
     async def judged(self, fleet: Fleet, limits: Limits) -> Judged:
         """Raises ThresholdRequired, Invalid (a threshold that cannot be one, of a group that there is not)."""
@@ -208,20 +197,20 @@ class Fleets:
             raise Invalid(detail, errors=[Complaint("?metric", "unknown-metric", detail)])
         return forecast
 
-    async def load(self, forecast: Forecast, run: Run, only: Sequence[str] | None = None) -> Fleet:
+    async def load(self, meant: Meant, only: Sequence[str] | None = None) -> Fleet:
         """All servers of a run, or some."""
+        forecast, run = meant.forecast, meant.run
         async with self._database.connect() as connection:
             found = await results.some(connection, run.id, forecast.request.levels, only=only)
             known = {s.server_id: s for s in await datasets.servers(connection, forecast.request.dataset_id, only)}
         if found is None:
             raise NoResults(f"The run of {run.model} in forecast {forecast.id} stored no results.")
         template = await self._templates.get((run.id, run.revision), lambda: self._results.template(run.id))
-        contents = await self._contents_of(forecast)
         horizon = found.values.shape[1]
         if template is None or template.horizon < horizon:
             template = paths.autoregressive(horizon)
         servers = tuple(known[name] for name in found.server_ids)
-        return Fleet(forecast, run, contents, found, servers, template)
+        return Fleet(forecast, run, meant.contents, found, servers, template)
 
     async def _contents_of(self, forecast: Forecast) -> Contents:
         """What is known of the forecast's dataset as a whole, which never changes."""

@@ -33,7 +33,6 @@ from app.services.fleets import (
     Rows,
     judge,
     lead_times,
-    run_of,
 )
 from app.storage import risk as newest_forecasts
 from app.storage import risk_rows
@@ -186,8 +185,7 @@ class RiskService:
             )
         answers, without = [], []
         for found in newest:
-            forecast = await self._fleets.forecast(Question(found.forecast_id))
-            fleet = await self._fleets.load(forecast, run_of(forecast, None), [server_id])
+            fleet = await self._fleets.load(await self._fleets.meant(Question(found.forecast_id)), [server_id])
             try:
                 judged = await asyncio.to_thread(judge, fleet, limits, self._fleets.levels)
             except ThresholdRequired:
@@ -239,7 +237,7 @@ class RiskService:
         """With what the fleet of these servers alone says of them."""
         if not found.server_ids:
             return []
-        fleet = await self._fleets.load(meant.forecast, meant.run, found.server_ids)
+        fleet = await self._fleets.load(meant, found.server_ids)
         by_id = np.argsort(found.server_ids)
         judged = Judged(found.thresholds[by_id], found.risk.at(by_id))
         return await self._shown(fleet, judged, lead_time_days, np.argsort(by_id))
