@@ -300,7 +300,8 @@ class ServerModelScores(BaseModel):
     why: str | None = Field(
         description="On whose word the forecast stands; null where the model alone answers.",
         examples=[
-            "structural has 0.62 of the weight, by the losses in 4 earlier windows, the server's own and the fleet's."
+            "structural has 0.62 of the weight, by the losses in 4 earlier windows, the fleet's and, as far back as its"
+            " history reaches, the server's own."
         ],
     )
 

@@ -339,7 +339,12 @@ def _of_server(row: ServerScores, ranked: list[Run]) -> ServerComparison:
                 model=run.model,
                 weights=row.weights.get(run.model),
                 fallback=row.fallbacks.get(run.model),
-                why=why(run, row.weights.get(run.model), row.fallbacks.get(run.model)),
+                why=why(
+                    run,
+                    row.weights.get(run.model),
+                    row.fallbacks.get(run.model),
+                    tested=row.is_tested(run.model),
+                ),
                 **row.models[run.model],
             )
             for run in ranked

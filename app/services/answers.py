@@ -64,6 +64,10 @@ class ServerScores:
     weights: dict[str, dict[str, float]]
     fallbacks: dict[str, str]
 
+    def is_tested(self, model: str) -> bool:
+        """Whether a back-test of the server could be scored."""
+        return self.models[model]["smape"] is not None
+
 
 class Answers:
     def __init__(self, forecasts: Forecasts, results: Results) -> None:

@@ -57,8 +57,11 @@ class Comparisons:
         return await asyncio.to_thread(_by_value, sums, values)
 
 
-def why(run: Run, weights: Mapping[str, float] | None, fallback: str | None) -> str | None:
-    """On whose word a server's forecast stands; None where the run's model alone answers for it."""
+def why(run: Run, weights: Mapping[str, float] | None, fallback: str | None, *, tested: bool) -> str | None:
+    """On whose word a server's forecast stands; None where the run's model alone answers for it.
+
+    `tested`: whether a back-test of this server could be scored. An older server has more windows than a younger one.
+    """
     if not weights:
         return fallback and f"{fallback} stands in: {run.model} could not be fitted to this server."
     most = max(weights, key=weights.__getitem__)
@@ -68,7 +71,13 @@ def why(run: Run, weights: Mapping[str, float] | None, fallback: str | None) -> 
     if not windows:
         return f"{share}: the history is too short for a back-test, so the members' usual shares stand.{stands_in}"
     earlier = "the one earlier window" if windows == 1 else f"{windows} earlier windows"
-    return f"{share}, by the losses in {earlier}, the server's own and the fleet's.{stands_in}"
+    if not tested:
+        rest = "the fleet's: this server's history is too short, or lacks the values, for a score of its own"
+    elif windows == 1:
+        rest = "the server's own and the fleet's"
+    else:
+        rest = "the fleet's and, as far back as its history reaches, the server's own"
+    return f"{share}, by the losses in {earlier}, {rest}.{stands_in}"
 
 
 def _by_month(sums: Mapping[str, Tally | None], horizon: int, period: int) -> list[Group]:

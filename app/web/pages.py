@@ -238,7 +238,11 @@ async def server(
         unit=unit,
         chosen_threshold=threshold,
         scores=scores[0].models if scores else {},
-        why={run.model: why(run, of.weights.get(run.model), None) for of in scores for run in succeeded},
+        why={
+            run.model: why(run, of.weights.get(run.model), None, tested=of.is_tested(run.model))
+            for of in scores
+            for run in succeeded
+        },
         weights=scores[0].weights.get(runs[0].model, {}) if scores else {},
         nominal=NOMINAL_COVERAGE,
         fallback=matrix.fallback[0],

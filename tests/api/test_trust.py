@@ -92,7 +92,7 @@ async def test_scores_per_month_and_group_and_why_per_server(
         whole[done["best_model"]]["coverage"], rel=1e-5
     )
     by_capacity = (await client.get(path, params={"by": "capacity"})).json()
-    assert [row["group"] for row in by_capacity["items"]] == ["16.0", "17.0"]
+    assert [row["group"] for row in by_capacity["items"]] == ["16", "17"]
     odd = await client.get(path, params={"by": "business_unit"})
     assert (odd.status_code, odd.json()["errors"][0]["pointer"]) == (422, "?by")
     other = await client.get(path, params={"by": "capacity", "cursor": first["next_cursor"]})
@@ -120,6 +120,24 @@ async def test_scores_per_month_and_group_and_why_per_server(
     assert {row["coverage"] for month in old for row in month["models"]} == {None}
     old = (await client.get(path, params={"by": "server_id"})).json()["items"]
     assert {row["why"] for server in old for row in server["models"]} == {None}
+
+
+async def test_a_server_without_a_back_test_of_its_own_stands_on_the_word_of_the_fleet(
+    client: httpx.AsyncClient, finish: Finish
+) -> None:
+    """One with 20 days before the origin of no window, beside others with three."""
+    young = "\n".join(f"young,{START + day},{50 + day % 7},eu,16" for day in range(DAYS - 20, DAYS))
+    dataset = await uploaded(client, "/datasets", f"{a_csv(0, DAYS)}\n{young}\n")
+    done = await finish({"dataset_id": dataset, "metric": "cpu_p95", "horizon": HORIZON, "models": ["auto"]})
+    path = f"/forecasts/{done['id']}/comparison"
+    servers = (await client.get(path, params={"by": "server_id"})).json()["items"]
+    said = {server["server_id"]: server["models"][0] for server in servers}
+    assert said["young"]["smape"] is None
+    assert "the fleet's: this server's history is too short" in said["young"]["why"]
+    assert "the server's own" not in said["young"]["why"]
+    assert "as far back as its history reaches, the server's own" in said["srv-0"]["why"]
+    page = await client.get(f"/pages/forecasts/{done['id']}/servers/young?model=auto")
+    assert "history is too short" in page.text
 
 
 async def test_a_level_that_shifted_lately_is_told(client: httpx.AsyncClient, finish: Finish) -> None:
