@@ -59,7 +59,10 @@ class ForecastBody(Body):
         True, description="Whether local models answer when `canvas` can't; false refuses instead.", examples=[True]
     )
     reuse_models_of: UUID | None = Field(
-        None, description="A forecast whose trained Canvas model is used again.", examples=[None]
+        None,
+        description="An earlier forecast, whose trained model `canvas` uses again: no training is paid, and it is"
+        " scored on windows that it has not seen. Local models learn anew; `warnings` say why, for each.",
+        examples=[None],
     )
     name: Text | None = Field(None, max_length=200, description="For people.", examples=["monthly review"])
 

@@ -33,7 +33,7 @@ from app.errors import (
 )
 from app.failpoints import reach
 from app.services.canvas import CANVAS, Canvas
-from app.services.reuse import find
+from app.services.reuse import find, learned_anew
 from app.storage import datasets as stored_datasets
 from app.storage import forecasts as stored
 from app.storage import runs as stored_runs
@@ -236,7 +236,7 @@ class Forecasts:
         warnings = [
             *_excluded_warning(estimate),
             *_short_ahead_warning(request, dataset, servers),
-            *_fitted_anew_warning(request, runs),
+            *(learned_anew([run.model for run in runs if run.model != CANVAS]) if request.reuse_models_of else ()),
             *(f"{run.model} skipped: {run.error.detail}" for run in runs if run.error),
         ]
         await stored.insert(connection, forecast_id, request, status_of([run.status for run in runs]), warnings)
@@ -328,14 +328,6 @@ def _refused(refusal: RunError) -> HeadroomError:
         case code:
             pointer = "/reuse_models_of" if code == "model-not-reusable" else "/models"
             return Invalid(refusal.detail, errors=[Complaint(pointer, code, refusal.detail)])
-
-
-def _fitted_anew_warning(request: ForecastRequest, runs: Sequence[Run]) -> list[str]:
-    """Only a model that was paid for is worth keeping: the others learn from the newest rows, at no cost."""
-    local = [run.model for run in runs if run.model != CANVAS]
-    if request.reuse_models_of is None or not local:
-        return []
-    return [f"Only canvas uses models of an earlier forecast again; {', '.join(local)} learned anew"]
 
 
 def _short_ahead_warning(request: ForecastRequest, dataset: Dataset, servers: Sequence[Server]) -> list[str]:

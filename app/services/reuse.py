@@ -1,10 +1,11 @@
-"""A managed model that is there already: whether a forecast may use it again, and how far back it may be scored.
+"""What a forecast may use again of an earlier one (docs/models.md): a managed model that is there already.
 
 It may where it is asked what it has learned: the same metric, step, regressors and horizon, and no quantile more. It is
 scored only on windows that it has not seen, and it never forecasts from rows older than those it has learned from.
+Local models learn anew; why is told for each.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -24,6 +25,18 @@ from app.storage import forecasts as stored_forecasts
 from app.storage import managed
 from app.storage.database import Connection
 
+LEARNS_ANEW: Mapping[str, str] = {
+    "seasonal_naive": "it has learned nothing, and repeats the last season of the newest rows",
+    "structural": "its effects and its level are those of all rows up to the newest, and take little to fit",
+    "statistical": "its smoothing starts from the newest rows of each server, and is fitted with it",
+    "prophet": "its trend may turn up to the newest rows, and whether seasons grow with it is tried out on them",
+    "random_forest": "its trees know nothing of rows that came since, and no trees are kept",
+    "gradient_boosting": "its trees know nothing of rows that came since, and no trees are kept",
+    "autogluon": "what it has learned could be kept as pickles alone, which Headroom does not load",
+    "auto": "its members are fitted to the newest rows, and weighed by back-tests that end with them",
+}
+"""Why each local model does."""
+
 
 @dataclass(frozen=True)
 class Reused:
@@ -33,6 +46,11 @@ class Reused:
     run_id: UUID
     containers: Mapping[str, list[dict[str, Any]]]
     unseen: int
+
+
+def learned_anew(models: Sequence[str]) -> list[str]:
+    """What is told to those who would use an earlier forecast again, of these local models."""
+    return [f"{model} learned anew, nothing of the earlier forecast is in it: {LEARNS_ANEW[model]}" for model in models]
 
 
 async def find(connection: Connection, request: ForecastRequest) -> Reused | RunError | None:

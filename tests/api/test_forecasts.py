@@ -18,8 +18,10 @@ import pytest
 from fastapi import FastAPI
 
 from app.api.exports import wanted
+from app.domain.forecast import MODELS
 from app.domain.keys import Scope
 from app.forecasters import _apart
+from app.services.reuse import LEARNS_ANEW
 from app.settings import Settings
 
 DAYS = 120
@@ -419,7 +421,16 @@ async def test_models_are_not_used_again_in_silence(client: httpx.AsyncClient, b
     known = (await client.post("/forecasts", json=body)).json()["id"]
     anew = await client.post("/forecasts", json=body | {"reuse_models_of": known})
     assert anew.status_code == 202
-    assert any("learned anew" in warning for warning in anew.json()["warnings"])
+    told = [warning for warning in anew.json()["warnings"] if "learned anew" in warning]
+    assert [warning.split()[0] for warning in told] == body["models"]
+    assert all(warning.endswith(LEARNS_ANEW[warning.split()[0]]) for warning in told)
+
+
+def test_every_local_model_says_why_it_learns_anew() -> None:
+    assert set(LEARNS_ANEW) == set(MODELS) - {"canvas"}
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    table = page.partition("## What is used again")[2].partition("\n## ")[0]
+    assert all(f"`{model}`" in table for model in MODELS)
 
 
 async def test_known_ahead_rows_that_end_early_are_told(client: httpx.AsyncClient) -> None:
