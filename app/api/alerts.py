@@ -19,6 +19,7 @@ from pydantic import (
 from app.api.auth import scope
 from app.api.pages import Page, PagingParameters
 from app.api.problems import problems
+from app.api.risk_models import ThresholdValue
 from app.api.strict import Body, Text
 from app.api.wired import Services
 from app.domain.alerts import (
@@ -129,7 +130,7 @@ class RuleBody(Body):
         None, description="Forecasts of this metric; of any when left out.", min_length=1, max_length=255
     )
     where: Servers = Field(default_factory=lambda: Servers(), description="Which servers; all when left out.")
-    threshold: float | None = Field(
+    threshold: ThresholdValue | None = Field(
         None, description="In the metric's unit, for all servers; each server's own when left out.", examples=[80.0]
     )
     model: Model | None = Field(None, description="Whose forecasts; the best of each when left out.")

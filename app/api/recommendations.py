@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from app.api.auth import scope
 from app.api.pages import Page, PagingParameters
 from app.api.problems import problems
-from app.api.risk_models import Values
+from app.api.risk_models import ThresholdValue, Values
 from app.api.wired import Services
 from app.domain.cost import dollars
 from app.domain.profiles import FIGURES
@@ -184,9 +184,8 @@ async def recommend(
     forecast_id: ForecastId = None,
     metric: Metric = None,
     threshold: Annotated[
-        float | None,
+        ThresholdValue | None,
         Query(
-            allow_inf_nan=False,
             description="For the metric of the forecast, in its unit. By default, and for every other metric, each"
             " server's own, as in `/risk/servers`.",
             examples=[80],

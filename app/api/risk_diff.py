@@ -16,6 +16,7 @@ from app.api.risk_models import (
     Level,
     Model,
     Threshold,
+    ThresholdValue,
     Values,
     days,
     group_thresholds,
@@ -147,12 +148,8 @@ async def difference(
         Query(description="The new forecast, of the same metric.", examples=["1b0d6f0e-8e0b-4f8e-8f65-0d9f5b8a2f77"]),
     ],
     threshold: Threshold = None,
-    from_threshold: Annotated[
-        float | None, Query(allow_inf_nan=False, description=_OTHER_THRESHOLD, examples=[90])
-    ] = None,
-    to_threshold: Annotated[
-        float | None, Query(allow_inf_nan=False, description=_OTHER_THRESHOLD, examples=[80])
-    ] = None,
+    from_threshold: Annotated[ThresholdValue | None, Query(description=_OTHER_THRESHOLD, examples=[90])] = None,
+    to_threshold: Annotated[ThresholdValue | None, Query(description=_OTHER_THRESHOLD, examples=[80])] = None,
     group_threshold: GroupThresholds = [],  # noqa: B006
     model: Model = None,
     from_model: Annotated[str | None, Query(description=_OTHER_MODEL, examples=["seasonal_naive"])] = None,

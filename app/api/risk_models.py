@@ -16,9 +16,9 @@ from app.api.pages import Page
 from app.api.problems import problems
 from app.domain.dataset import spellings
 from app.domain.panel import Frequency
-from app.domain.risk import Peak
+from app.domain.risk import Peak, can_be_threshold
 from app.errors import BadCursor, Complaint, ForecastNotReady, Invalid, NoResults, NotFound, ThresholdRequired
-from app.services.fleets import GroupThreshold
+from app.services.fleets import GroupThreshold, check_threshold, no_threshold
 from app.services.risk import Group, GroupCount, ServerRisk
 
 Level = Literal["very_high", "high", "normal", "underutilized"]
@@ -192,10 +192,22 @@ Metric = Annotated[
     str | None, Query(description="Picks among metrics when no forecast is named.", examples=["cpu_p95"])
 ]
 Model = Annotated[str | None, Query(description="Whose run; by default the forecast's best model.")]
+
+
+def _can_be_threshold(asked: float) -> float:
+    if not can_be_threshold(asked):
+        raise ValueError(no_threshold(asked))
+    return asked
+
+
+ThresholdValue = Annotated[
+    float,
+    Field(allow_inf_nan=False, json_schema_extra={"exclusiveMinimum": 0}),
+    AfterValidator(_can_be_threshold),
+]
 Threshold = Annotated[
-    float | None,
+    ThresholdValue | None,
     Query(
-        allow_inf_nan=False,
         description="In the metric's unit, for all servers. By default each server's own attribute `threshold` (for an"
         " absolute metric also `capacity`), else 90 for percent and 0.9 for ratios.",
         examples=[80],
@@ -253,6 +265,7 @@ def group_thresholds(written: Sequence[str], pointer: str = "?group_threshold") 
         if not (attribute and value and isfinite(threshold)):
             detail = f"{one!r} is not of the form attribute:value:threshold, such as criticality:high:80."
             raise Invalid(detail, errors=[Complaint(pointer, "group-threshold", detail)])
+        check_threshold(threshold, pointer)
         found.append(GroupThreshold(attribute, value, threshold))
     return tuple(found)
 

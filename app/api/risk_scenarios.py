@@ -20,6 +20,7 @@ from app.api.risk_models import (
     Level,
     LevelCounts,
     Runway,
+    ThresholdValue,
     Values,
     counts,
     day,
@@ -65,7 +66,7 @@ class ThresholdChange(Body):
     """Another threshold."""
 
     kind: Literal["threshold"] = Field(description="Says which change it is.")
-    value: float = Field(description="In the metric's unit.", examples=[85])
+    value: ThresholdValue = Field(description="In the metric's unit.", examples=[85])
     where: Selection | None = Field(default=None, description="Which servers; by default all.")
 
 
@@ -106,7 +107,7 @@ class ScenarioRequest(Body):
     )
     metric: Text | None = Field(default=None, description="Picks among metrics when no forecast is named.")
     model: Text | None = Field(default=None, description="Whose run; by default the forecast's best model.")
-    threshold: float | None = Field(default=None, description="As in `GET /risk/servers`, in both worlds.")
+    threshold: ThresholdValue | None = Field(default=None, description="As in `GET /risk/servers`, in both worlds.")
     group_threshold: list[Text] = Field(
         default=[], max_length=100, description="As in `GET /risk/servers`, in both worlds."
     )

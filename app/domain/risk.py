@@ -29,6 +29,9 @@ FORMULAS = 1
 DEFAULT_THRESHOLD = {"percent": 90.0, "ratio": 0.9}
 """Thresholds of units that have a natural one."""
 
+SMALLEST_THRESHOLD, LARGEST_THRESHOLD = 1e-30, 1e30
+"""What single precision can hold, with room for a share of it."""
+
 PEAK_UPLIFT_PCT = 5.0
 """A window stands out when its median is at least this much above its surroundings."""
 
@@ -118,6 +121,11 @@ class Peak:
     end: np.datetime64
     cause: str
     uplift_pct: float
+
+
+def can_be_threshold(value: float) -> bool:
+    """Whether it can, of a metric of any unit: above 0, since room and levels are told as shares of it."""
+    return SMALLEST_THRESHOLD <= value <= LARGEST_THRESHOLD
 
 
 def default_threshold(unit: str) -> float | None:

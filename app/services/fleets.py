@@ -38,9 +38,6 @@ _FLEETS_KEPT = 2
 _ANSWERS_KEPT = 16
 _SMALL_KEPT = 64
 
-_SMALLEST, _LARGEST = 1e-30, 1e30
-"""Thresholds that single precision can hold, with room for a share of them."""
-
 
 @dataclass(frozen=True)
 class GroupThreshold:
@@ -270,9 +267,9 @@ def known_thresholds(fleet: Fleet, limits: Limits) -> Array:
     """The one asked for a server's group, or for all; else its own `threshold`, an absolute metric's `capacity`, the
     unit's default; NaN where there is none of them."""
     for group in limits.groups:
-        check_threshold(group.threshold, fleet, "?group_threshold")
+        check_threshold(group.threshold, "?group_threshold")
     if limits.threshold is not None:
-        check_threshold(limits.threshold, fleet, "?threshold")
+        check_threshold(limits.threshold, "?threshold")
         found = np.full(len(fleet.servers), limits.threshold)
     else:
         found = own_thresholds(fleet.servers, fleet.unit)
@@ -313,11 +310,16 @@ def quantities(servers: Sequence[Server], name: str) -> Array:
     return np.array([np.nan if value is None else value for value in found])
 
 
-def check_threshold(threshold: float, fleet: Fleet, pointer: str) -> None:
-    """Raises Invalid for one that no value of the metric could be measured against."""
-    if not abs(threshold) <= _LARGEST or (fleet.unit is Unit.ABSOLUTE and threshold < _SMALLEST):
-        detail = f"{threshold:g} cannot be a threshold of {fleet.metric}: give a number above 0, in the metric's unit."
+def check_threshold(threshold: float, pointer: str) -> None:
+    """Raises Invalid for one that no value of a metric could be measured against."""
+    if not risk.can_be_threshold(threshold):
+        detail = no_threshold(threshold)
         raise Invalid(detail, errors=[Complaint(pointer, "threshold", detail)])
+
+
+def no_threshold(asked: float) -> str:
+    """What is said of one that cannot be one."""
+    return f"{asked:g} cannot be a threshold: give a number above 0, in the metric's unit."
 
 
 def lead_times(fleet: Fleet, asked: float | None, planning: Planning) -> Array:
@@ -338,7 +340,7 @@ def shared(values: Array) -> float | None:
 
 
 def _positive(value: str | float | None) -> float | None:
-    return float(value) if isinstance(value, int | float) and _SMALLEST <= value <= _LARGEST else None
+    return float(value) if isinstance(value, int | float) and risk.can_be_threshold(value) else None
 
 
 class Recent(Generic[K, V]):

@@ -192,9 +192,9 @@ def _check_capacities(fleet: Fleet, by: str, members: dict[str | None, Rows], ca
 
 def _check_limits(fleet: Fleet, limits: Limits, by: str, members: dict[str | None, Rows]) -> None:
     if limits.threshold is not None:
-        check_threshold(limits.threshold, fleet, "?threshold")
+        check_threshold(limits.threshold, "?threshold")
     for group in limits.groups:
-        check_threshold(group.threshold, fleet, "?group_threshold")
+        check_threshold(group.threshold, "?group_threshold")
         detail = None
         if fleet.unit is Unit.ABSOLUTE and group.attribute != by:
             detail = f"A total of {fleet.metric} is by {by}: a threshold by {group.attribute} says nothing of it."

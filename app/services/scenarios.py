@@ -235,7 +235,7 @@ def outcome_of(fleet: Fleet, base: Judged, changes: Sequence[Change], levels: Le
             case Growth():
                 _grow(fleet, draft, rows, change, f"/changes/{number}/from")
             case NewThreshold():
-                check_threshold(change.value, fleet, f"/changes/{number}/value")
+                check_threshold(change.value, f"/changes/{number}/value")
                 draft.thresholds[rows] = change.value
             case Capacity():
                 _extend(fleet, draft, rows, change, f"/changes/{number}/add")

@@ -146,6 +146,8 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"condition": {"days_under": 3}}, "/condition/days_under", "unknown-field"),
     ({"where": {"colour": "red"}}, "/where/colour", "unknown-field"),
     ({"where": {"region": []}}, "/where/region", "validation"),
+    ({"threshold": 0}, "/threshold", "validation"),
+    ({"threshold": -80}, "/threshold", "validation"),
     ({"model": "oracle"}, "/model", "validation"),
     ({"name": "a\0b"}, "/name", "validation"),
     ({"name": ""}, "/name", "validation"),

@@ -211,6 +211,41 @@ async def test_an_absolute_metric_needs_a_threshold_or_a_capacity(client: httpx.
     assert (await get(client, "/servers", forecast_id=str(with_capacity)))["threshold"] == 100.0
 
 
+@pytest.mark.parametrize("unit", [Unit.PERCENT, Unit.RATIO, Unit.ABSOLUTE])
+@pytest.mark.parametrize("threshold", [0, -5, 1e300])
+async def test_a_threshold_is_above_0_wherever_it_is_asked_for(
+    client: httpx.AsyncClient, world: World, unit: Unit, threshold: float
+) -> None:
+    forecast = str(await world.forecast(await world.dataset(unit=unit, capacity=100.0)))
+    other = str(await world.forecast(await world.dataset(unit=unit, capacity=100.0)))
+    grouped = f"region:eu:{threshold}"
+    asked: list[tuple[str, dict[str, Any], str]] = [
+        ("/risk/servers", {"forecast_id": forecast, "threshold": threshold}, "?threshold"),
+        ("/risk/servers", {"forecast_id": forecast, "group_threshold": grouped}, "?group_threshold"),
+        ("/risk/servers/SRV-1", {"threshold": threshold}, "?threshold"),
+        ("/risk/summary", {"by": "region", "forecast_id": forecast, "threshold": threshold}, "?threshold"),
+        ("/risk/rollups", {"by": "region", "forecast_id": forecast, "threshold": threshold}, "?threshold"),
+        ("/risk/rollups", {"by": "region", "forecast_id": forecast, "group_threshold": grouped}, "?group_threshold"),
+        ("/risk/recommendations", {"forecast_id": forecast, "threshold": threshold}, "?threshold"),
+        ("/risk/diff", {"from": forecast, "to": other, "threshold": threshold}, "?threshold"),
+        ("/risk/diff", {"from": forecast, "to": other, "from_threshold": threshold}, "?from_threshold"),
+        ("/risk/diff", {"from": forecast, "to": other, "to_threshold": threshold}, "?to_threshold"),
+    ]
+    for path, parameters, pointer in asked:
+        answer = await client.get(path, params=parameters)
+        assert answer.status_code == 422, (path, parameters, answer.text)
+        [error] = answer.json()["errors"]
+        assert (error["pointer"], "give a number above 0" in error["detail"]) == (pointer, True)
+    changes = [{"kind": "growth", "percent": 10}]
+    body: dict[str, Any] = {"forecast_id": forecast, "changes": changes}
+    for more, pointer in (
+        ({"threshold": threshold}, "/threshold"),
+        ({"group_threshold": [grouped]}, "/group_threshold"),
+    ):
+        answer = await client.post("/risk/scenarios", json=body | more)
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer), answer.text
+
+
 @pytest.mark.parametrize("threshold", ["nan", "inf", "high"])
 async def test_a_threshold_is_a_number(client: httpx.AsyncClient, threshold: str) -> None:
     await get(client, "/servers", 422, threshold=threshold)

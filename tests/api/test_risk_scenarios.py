@@ -177,6 +177,8 @@ async def test_pages_belong_to_one_scenario(client: httpx.AsyncClient, world: Wo
         ({"kind": "growth", "percent": -100}, "/changes/0/percent"),
         ({"kind": "growth", "percent": 10, "until": "2024-01-01"}, "/changes/0/until"),
         ({"kind": "threshold", "value": 1e300}, "/changes/0/value"),
+        ({"kind": "threshold", "value": 0}, "/changes/0/value"),
+        ({"kind": "threshold", "value": -5}, "/changes/0/value"),
         ({"kind": "capacity"}, "/changes/0"),
         ({"kind": "capacity", "factor": 2, "add": 1}, "/changes/0"),
         ({"kind": "capacity", "factor": 0}, "/changes/0/factor"),
