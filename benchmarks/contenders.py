@@ -14,6 +14,9 @@ from benchmarks.pool import PROCESSES, Pool
 
 HEADROOM, PEER, REFERENCE = "Headroom", "peer", "reference"
 
+CALENDAR = "holidays.countries"
+"""What the calendar of Headroom and of its peers loads with the first holiday that is asked for."""
+
 AT_ONCE = 8
 """Servers of a task of a peer that goes server by server."""
 
@@ -33,14 +36,14 @@ def headrooms() -> list[Contender]:
 
     def made(model: str) -> Contender:
         who = headroom.members(model, PROCESSES)
-        return Contender(model, HEADROOM, ("benchmarks.headroom", *_modules(who)), partial(_headroom, model))
+        return Contender(model, HEADROOM, ("benchmarks.headroom", CALENDAR, *_modules(who)), partial(_headroom, model))
 
     return [made(model) for model in sorted(forecasters.names(), key=lambda name: (name != "auto", name))]
 
 
 def installed_instead() -> list[Contender]:
     found = [
-        Contender(name, PEER, ("benchmarks.peers", library), partial(_server_by_server, forecast))
+        Contender(name, PEER, ("benchmarks.peers", CALENDAR, library), partial(_server_by_server, forecast))
         for name, (forecast, library) in peers.PER_SERVER.items()
     ]
     if "autogluon" in forecasters.names():

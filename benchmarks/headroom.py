@@ -71,9 +71,9 @@ def fit(past: Panel, horizon: int, count: int, models: Sequence[str], tasks: Tas
         for window in range(count + 1)
     ]
     every = np.arange(len(past))
-    arguments = [
+    arguments = (
         (models[number], past.take(every[some]).before(window * horizon), horizon) for number, window, some in places
-    ]
+    )  # made one by one: the first is at work while the others are cut, as in a run, where each piece reads its own
     for (number, window, some), values in zip(places, tasks(piece, arguments), strict=True):
         raw[number][window, some] = values
     return [Fitted(model, values) for model, values in zip(models, raw, strict=True)]
