@@ -52,7 +52,7 @@ def scope(needed: Scope | str) -> Any:
     return Depends(Requires(Scope(needed)))
 
 
-def anybody() -> None:
+async def anybody() -> None:
     """The dependency behind `OPEN`: it stops no one."""
 
 

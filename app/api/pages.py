@@ -82,7 +82,7 @@ class Paging:
         return None if position is None else _encode(self.binding, position)
 
 
-def _paging(
+async def _paging(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT, description="Most items on one page.", examples=[100])] = 100,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before, with the same filters.")] = None,
