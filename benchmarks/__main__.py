@@ -41,9 +41,7 @@ NARROW = {
     "speed": ("auto", "Prophet+"),
 }
 """Who takes part in cases that repeat others, at other origins or in another size."""
-ONCE = ("autogluon", "prophet", "random_forest")
-"""Slow models of Headroom with their back-tests: only where a case has one origin."""
-SLOW = (*ONCE, "AutoGluon", "random forest", "AutoETS")
+SLOW = ("autogluon", "prophet", "random_forest", "AutoGluon", "random forest", "AutoETS")
 
 SPEED_SERVERS = 1_000
 LIBRARIES = ("prophet", "statsforecast", "scikit-learn", "lightgbm", "numpy")
@@ -163,20 +161,20 @@ def cases(parts: Sequence[str], data: Path | None, quick: bool) -> Iterator[Task
                 continue
             last = 1 if quick else len(case.origins)
             for origin, past, truth in list(origins(case, data))[:last]:
-                yield name, origin, past, truth, case.horizon, _part_of(everyone, name, len(case.origins) > 1, quick)
+                yield name, origin, past, truth, case.horizon, _part_of(everyone, name, quick)
         elif name in (FLEET, "speed"):
             made = _fleet(60 if quick else SPEED_SERVERS if name == "speed" else fleet.SERVERS)
             past, truth = split(made)
-            found = _part_of(everyone, name, False, quick)
+            found = _part_of(everyone, name, quick)
             references = held_against(made, past) if name == FLEET else []
             yield name, str(past.as_of[0])[:10], past, truth, FLEET_HORIZON, [*found, *references]
 
 
-def _part_of(everyone: list[Contender], case: str, several: bool, quick: bool) -> list[Contender]:
-    """Who of them takes part in a case, of several origins or one."""
+def _part_of(everyone: list[Contender], case: str, quick: bool) -> list[Contender]:
+    """Who of them takes part in a case."""
     if case in NARROW:
         return [one for one in everyone if one.name in NARROW[case]]
-    return [one for one in everyone if not (several and one.name in ONCE) and not (quick and one.name in SLOW)]
+    return [one for one in everyone if not (quick and one.name in SLOW)]
 
 
 def _fleet(servers: int) -> Fleet:
