@@ -298,6 +298,7 @@ def _carry_out(account: Account, job: AutoMLJob, made_for: Schema) -> None:
         account.s3.write(job.model_uri, json.dumps({"emulated": True, "schema": made_for.to_json()}).encode())
         backtest = json.dumps({"emulated": True, "metrics": job.metrics}).encode()
         account.s3.write(f"{_artifacts(job)}/backtest-results/metrics.json", backtest)
+    job.learnt.set()
     account.clock.wait_until(job.plan.end, stopped)
     job.carried_out.set()
 
@@ -305,7 +306,7 @@ def _carry_out(account: Account, job: AutoMLJob, made_for: Schema) -> None:
 def _best(job: AutoMLJob, now: float) -> Body | None:
     """The stacked candidate; near the end of the job, and not of every job."""
     shown = job.plan.candidate_at <= now and (job.stopped_at is None or job.plan.candidate_at <= job.stopped_at)
-    if not shown or job.failure or "no_candidate" in job.faults or not job.metrics:
+    if not shown or not job.learnt.is_set() or job.failure or "no_candidate" in job.faults or not job.metrics:
         return None
     container = {
         "Image": job.image,

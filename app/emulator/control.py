@@ -98,6 +98,9 @@ def _carry_out_what_is_due(account: Account) -> None:
     with account.lock:
         now = account.clock.now()
         due = [job for job in account.jobs() if job.end <= now]
+        learning = [job for job in account.automl.values() if job.plan.candidate_at <= now]
+    for one in learning:
+        one.learnt.wait(WAIT)
     for job in due:
         job.carried_out.wait(WAIT)
         if job.worker is not None and job.at_rest <= now:

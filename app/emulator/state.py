@@ -78,6 +78,8 @@ class AutoMLJob:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     failure: str | None = None
     stopped_at: float | None = None
+    learnt: threading.Event = field(default_factory=threading.Event)
+    """Set when the model is there, or never will be."""
     carried_out: threading.Event = field(default_factory=threading.Event)
     worker: threading.Thread | None = None
 
