@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import plotly.express as px
 
@@ -36,6 +37,7 @@ class Measured:
     cpu: float
     wall: float
     memory: float
+    """0 where the contender was gone before it could be seen."""
 
 
 def summary(rows: Sequence[Measured]) -> pd.DataFrame:
@@ -65,7 +67,7 @@ def markdown(found: pd.DataFrame) -> str:
             lines.append(
                 f"| {name} | {row.kind} | {_wql(row.wql)} | {_figure(row.smape, '.2f')} "
                 f"| {_figure(row.mase, '.3f')} | {_figure(row.coverage, '.3f')} | {_figure(row.cpu, '.1f')} "
-                f"| {_figure(row.wall, '.1f')} | {_figure(row.memory / MB, ',.0f')} "
+                f"| {_figure(row.wall, '.1f')} | {_figure(row.memory / MB or np.nan, ',.0f')} "
                 f"| {_figure(row.per_second, '.1f')} |"
             )
         parts.append(head + "\n" + "\n".join(lines))
