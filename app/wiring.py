@@ -120,7 +120,7 @@ async def aws_check(settings: Settings) -> AsyncIterator[AwsCheck]:
         kms_key=policy.kms_key,
     )
     try:
-        keys = Keys(KeyRows(database.engine))
+        keys = Keys(KeyRows(database))
         yield AwsCheck(Account(endpoint_url=endpoint), RealSageMaker(endpoint_url=endpoint), keys, setup)
     finally:
         await database.close()
@@ -179,7 +179,7 @@ def _services(
         risk=RiskService(database, fleets, country=settings.country, planning=_planning(settings)),
         alerts=Alerts(database, fleets, Webhooks(Allowed.of(_listed(settings.webhook_allow)))),
         costs=Costs(database, _terms(settings)),
-        keys=Keys(KeyRows(database.engine)),
+        keys=Keys(KeyRows(database)),
         health=Health(Vitals(database.engine), store.check),
     )
 

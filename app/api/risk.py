@@ -23,7 +23,6 @@ from app.api.risk_models import (
     Metric,
     MetricRisk,
     Model,
-    RiskItem,
     RiskPage,
     ServerAnswer,
     ServerId,
@@ -72,14 +71,16 @@ async def list_servers(
         paging.limit + 1,
     )
     positions = [(found.forecast_id, server.server_id) for server in found.servers]
-    page = paging.page([RiskItem(**item(server)) for server in found.servers], positions)
-    return RiskPage(
-        forecast_id=found.forecast_id,
-        metric=found.metric,
-        threshold=found.threshold,
-        as_of=found.frequency.show(found.as_of),
-        items=page.items,
-        next_cursor=page.next_cursor,
+    page = paging.page([item(server) for server in found.servers], positions)
+    return RiskPage.model_validate(
+        {
+            "forecast_id": found.forecast_id,
+            "metric": found.metric,
+            "threshold": found.threshold,
+            "as_of": found.frequency.show(found.as_of),
+            "items": page.items,
+            "next_cursor": page.next_cursor,
+        }
     )
 
 

@@ -271,6 +271,7 @@ def group_thresholds(written: Sequence[str], pointer: str = "?group_threshold") 
 
 
 def item(server: ServerRisk) -> dict[str, Any]:
+    """The fields of a RiskItem; a page checks all of its items in one go."""
     frequency = server.frequency
     return {
         "server_id": server.server_id,
@@ -283,13 +284,14 @@ def item(server: ServerRisk) -> dict[str, Any]:
         "mean_p50": rounded(server.mean_p50),
         "breach_probability": rounded(server.breach_probability),
         "expected_breach_days": rounded(server.expected_breach_days),
-        "runway_days": Runway(
-            conservative=days(server.runway_conservative, frequency),
-            expected=days(server.runway_expected, frequency),
-        ),
-        "first_breach": FirstBreach(
-            p10=time(server.first_breach_p10, frequency), p50=time(server.first_breach_p50, frequency)
-        ),
+        "runway_days": {
+            "conservative": days(server.runway_conservative, frequency),
+            "expected": days(server.runway_expected, frequency),
+        },
+        "first_breach": {
+            "p10": time(server.first_breach_p10, frequency),
+            "p50": time(server.first_breach_p50, frequency),
+        },
         "headroom_pct": rounded(server.headroom_pct),
         "usable_headroom_pct": rounded(server.usable_headroom_pct),
         "usable_headroom": None if server.usable_headroom is None else rounded(server.usable_headroom),
@@ -307,10 +309,14 @@ def item(server: ServerRisk) -> dict[str, Any]:
     }
 
 
-def _peak(peak: Peak) -> PeakWindow:
-    return PeakWindow.model_validate(
-        {"start": str(peak.start), "end": str(peak.end), "cause": peak.cause, "uplift_pct": round(peak.uplift_pct, 1)}
-    )
+def _peak(peak: Peak) -> dict[str, Any]:
+    """The fields of a PeakWindow."""
+    return {
+        "start": str(peak.start),
+        "end": str(peak.end),
+        "cause": peak.cause,
+        "uplift_pct": round(peak.uplift_pct, 1),
+    }
 
 
 def counts(count: GroupCount) -> dict[str, int]:

@@ -7,6 +7,7 @@ It leaves out where quantiles, thresholds and attributes come from (services/ris
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -277,14 +278,10 @@ def _severity(values: Array, levels: Sequence[float], limit: Array, lower: Array
     return np.where(expected > 0, excess.sum(axis=1) / np.where(expected > 0, expected, 1.0), np.nan)
 
 
-def _runs(labels: Names) -> list[slice]:
-    """Stretches of one and the same label that is not empty."""
-    edges = np.flatnonzero(np.append(True, labels[1:] != labels[:-1]))
-    return [
-        slice(int(start), int(stop))
-        for start, stop in zip(edges, [*edges[1:], len(labels)], strict=True)
-        if labels[start]
-    ]
+def _runs(labels: Names | Flags) -> list[slice]:
+    """Stretches of one and the same label, where that is not empty or false."""
+    edges = [0, *(np.flatnonzero(labels[1:] != labels[:-1]) + 1).tolist(), len(labels)]
+    return [slice(start, stop) for start, stop in pairwise(edges) if labels[start]]
 
 
 def _surroundings(daily: Array, run: slice, weekday: NDArray[np.int64], ordinary: Flags) -> Array:
@@ -306,7 +303,7 @@ def _weekly(daily: Array, days: Times, weekday: NDArray[np.int64], ordinary: Fla
     found = []
     for pattern in np.unique(hot[hot.any(axis=1)], axis=0):
         alike = np.flatnonzero((hot == pattern).all(axis=1))
-        runs = _runs(np.where(ordinary & pattern[weekday], "weekday", ""))
+        runs = _runs(ordinary & pattern[weekday])
         most = max(run.stop - run.start for run in runs)
         weeks = np.array([np.arange(run.start, run.stop) for run in runs if run.stop - run.start == most])
         highest = daily[alike[:, None, None], weeks].mean(axis=2).argmax(axis=1)

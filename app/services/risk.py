@@ -6,20 +6,21 @@ thresholds come from (fleets.py), and how an answer is written (api/risk.py).
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import timedelta
+from datetime import datetime
 from functools import partial
+from itertools import compress, repeat
 from math import isnan
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.domain import risk
-from app.domain.dataset import Unit
-from app.domain.panel import Frequency
+from app.domain.dataset import Server, Unit
+from app.domain.panel import Frequency, Times
 from app.domain.risk import Peak, Risk
 from app.errors import NotFound, ThresholdRequired
 from app.services.fleets import (
@@ -33,6 +34,7 @@ from app.services.fleets import (
     Rows,
     judge,
     lead_times,
+    quantities,
 )
 from app.storage import risk as newest_forecasts
 from app.storage import risk_rows
@@ -48,6 +50,8 @@ Position = tuple[UUID, str]
 
 SHORT_HISTORY_DAYS = 28
 """A history is short below this, and below two horizons."""
+
+NEVER = np.datetime64("NaT", "s")
 
 GAPS_SHARE = 0.05
 """A server has gaps when more than this share of its steps has no value."""
@@ -274,97 +278,97 @@ def chosen(
 def _shown(
     fleet: Fleet, judged: Judged, country: str, planning: Planning, lead_time_days: float | None, rows: Rows
 ) -> list[ServerRisk]:
-    found, matrix = judged.risk, fleet.matrix
+    """Each field for all servers at once; then they are dealt out."""
+    its, matrix = judged.risk.at(rows), fleet.matrix
+    servers, thresholds, as_of = (
+        [fleet.servers[row] for row in rows.tolist()],
+        judged.thresholds[rows],
+        matrix.as_of[rows],
+    )
+    lead = lead_times(fleet, lead_time_days, planning)[rows]
+    order_by = risk.order_by(as_of, its.runway_conservative, lead)
+    usable_pct = np.maximum(its.headroom_pct - planning.buffer_pct, 0.0)
+    whole = thresholds if fleet.unit is Unit.ABSOLUTE else quantities(servers, "capacity")
     coverage = (fleet.run.scores or {}).get("coverage")
-    its_peaks = _peaks(fleet, rows, country)
-    lead = lead_times(fleet, lead_time_days, planning)
-    order_by = risk.order_by(matrix.as_of, found.runway_conservative, lead)
-    usable_pct = np.maximum(found.headroom_pct - planning.buffer_pct, 0.0)
-    whole = judged.thresholds if fleet.unit is Unit.ABSOLUTE else fleet.quantity("capacity")
-    is_constant, history_days = _is_constant(matrix.values[rows]), _history_days(fleet, rows)
-    return [
-        ServerRisk(
-            server_id=matrix.server_ids[row],
-            forecast_id=fleet.forecast.id,
-            metric=fleet.metric,
-            model=fleet.run.model,
-            frequency=fleet.contents.frequency,
-            threshold=float(judged.thresholds[row]),
-            as_of=matrix.as_of[row],
-            level=str(found.level[row]),
-            risk_high=bool(found.risk_high[row]),
-            max_p90=float(found.max_p90[row]),
-            mean_p50=float(found.mean_p50[row]),
-            breach_probability=float(found.breach_probability[row]),
-            expected_breach_days=float(found.expected_breach_days[row]),
-            runway_conservative=_known(found.runway_conservative[row]),
-            runway_expected=_known(found.runway_expected[row]),
-            first_breach_p10=_date(found.first_breach_p10[row]),
-            first_breach_p50=_date(found.first_breach_p50[row]),
-            headroom_pct=float(found.headroom_pct[row]),
-            usable_headroom_pct=float(usable_pct[row]),
-            usable_headroom=_known(usable_pct[row] / 100.0 * whole[row]),
-            lead_time_days=float(lead[row]),
-            order_by=_date(order_by[row]),
-            overdue=bool(order_by[row] < matrix.as_of[row]),
-            severity=_known(found.severity[row]),
-            peaks=its_peaks[row],
-            fallback=matrix.fallback[row] is not None,
-            coverage=_known(matrix.scores["coverage"][row], coverage),
-            history_days=history_days[place],
-            quality=_quality(fleet, row, is_constant[place]),
-            level_shift=_shift(fleet, row),
-            attributes=fleet.servers[row].attributes,
-        )
-        for place, row in enumerate(rows.tolist())
-    ]
+    shifted_at = np.full(len(rows), NEVER) if matrix.shifted_at is None else matrix.shifted_at[rows]
+    columns: dict[str, Iterable[Any]] = {
+        "server_id": (server.server_id for server in servers),
+        "forecast_id": repeat(fleet.forecast.id),
+        "metric": repeat(fleet.metric),
+        "model": repeat(fleet.run.model),
+        "frequency": repeat(fleet.contents.frequency),
+        "threshold": thresholds.tolist(),
+        "as_of": as_of,
+        "level": its.level.tolist(),
+        "risk_high": its.risk_high.tolist(),
+        "max_p90": its.max_p90.tolist(),
+        "mean_p50": its.mean_p50.tolist(),
+        "breach_probability": its.breach_probability.tolist(),
+        "expected_breach_days": its.expected_breach_days.tolist(),
+        "runway_conservative": _known(its.runway_conservative),
+        "runway_expected": _known(its.runway_expected),
+        "first_breach_p10": _dates(its.first_breach_p10),
+        "first_breach_p50": _dates(its.first_breach_p50),
+        "headroom_pct": its.headroom_pct.tolist(),
+        "usable_headroom_pct": usable_pct.tolist(),
+        "usable_headroom": _known(usable_pct / 100.0 * whole),
+        "lead_time_days": lead.tolist(),
+        "order_by": _dates(order_by),
+        "overdue": (order_by < as_of).tolist(),
+        "severity": _known(its.severity),
+        "peaks": _peaks(fleet, rows, country),
+        "fallback": (matrix.fallback[row] is not None for row in rows.tolist()),
+        "coverage": _known(matrix.scores["coverage"][rows], coverage),
+        "history_days": _history_days(servers, as_of),
+        "quality": _quality(fleet, servers, rows, shifted_at),
+        "level_shift": _dates(shifted_at),
+        "attributes": (server.attributes for server in servers),
+    }
+    return [ServerRisk(**dict(zip(columns, fields, strict=True))) for fields in zip(*columns.values(), strict=False)]
 
 
-def _peaks(fleet: Fleet, rows: Rows, country: str) -> dict[int, tuple[Peak, ...]]:
+def _peaks(fleet: Fleet, rows: Rows, country: str) -> list[tuple[Peak, ...]]:
     """Servers that end on one day are looked at together."""
-    median = fleet.matrix.values[..., fleet.matrix.levels.index(0.5)]
-    found: dict[int, tuple[Peak, ...]] = {}
-    for as_of in np.unique(fleet.matrix.as_of[rows]):
-        alike = rows[fleet.matrix.as_of[rows] == as_of]
-        its = risk.peaks(median[alike].astype(np.float64), as_of, fleet.contents.frequency, country)
-        found |= dict(zip(alike.tolist(), its, strict=True))
+    median = fleet.matrix.values[rows, :, fleet.matrix.levels.index(0.5)].astype(np.float64)
+    found: list[tuple[Peak, ...]] = [()] * len(rows)
+    ends, of = np.unique(fleet.matrix.as_of[rows], return_inverse=True)
+    for place, as_of in enumerate(ends):
+        alike = np.flatnonzero(of == place)
+        its = risk.peaks(median[alike], as_of, fleet.contents.frequency, country)
+        for server, peaks in zip(alike.tolist(), its, strict=True):
+            found[server] = peaks
     return found
 
 
-def _history_days(fleet: Fleet, rows: Rows) -> list[int]:
+def _history_days(servers: Sequence[Server], as_of: Times) -> list[int]:
     """Days from each server's first row to its last, both counted."""
-    first = np.array([fleet.servers[row].first_at.replace(tzinfo=None) for row in rows], "datetime64[D]")
-    days: list[int] = ((fleet.matrix.as_of[rows].astype("datetime64[D]") - first).astype(int) + 1).tolist()
+    days: list[int] = (
+        (as_of.astype("datetime64[D]") - _utc(s.first_at for s in servers).astype("datetime64[D]")).astype(int) + 1
+    ).tolist()
     return days
 
 
-def _is_constant(values: NDArray[np.float32]) -> list[bool]:
+def _quality(fleet: Fleet, servers: Sequence[Server], rows: Rows, shifted_at: Times) -> list[tuple[str, ...]]:
+    """What makes each server's answer less sure; docs/risk.md says what each word means."""
+    per_day, horizon = fleet.contents.frequency.per_day, fleet.matrix.values.shape[1]
+    lasted = _utc(server.last_at for server in servers) - _utc(server.first_at for server in servers)
+    span = lasted / np.timedelta64(1, "D") * per_day + 1
+    counts = np.array([server.counts.get(fleet.metric, 0) for server in servers])
+    flags = {
+        "short_history": span < max(2 * horizon, SHORT_HISTORY_DAYS * per_day),
+        "gaps": counts < (1.0 - GAPS_SHARE) * span,
+        "constant": _is_constant(fleet.matrix.values[rows]),
+        "stale": fleet.matrix.as_of[rows] < np.datetime64(fleet.contents.end.replace(tzinfo=None), "s"),
+        "level_shift": ~np.isnat(shifted_at),
+    }
+    return [tuple(compress(flags, raised)) for raised in np.column_stack(list(flags.values())).tolist()]
+
+
+def _is_constant(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Whether all quantiles of a server (servers, horizon, levels) are about the same."""
     lowest, highest = values.min(axis=(1, 2)), values.max(axis=(1, 2))
     largest = np.maximum(np.maximum(-lowest, highest), 1.0)
-    flags: list[bool] = (highest - lowest <= CONSTANT_SHARE * largest).tolist()
-    return flags
-
-
-def _quality(fleet: Fleet, row: int, is_constant: bool) -> tuple[str, ...]:
-    """What makes a server's answer less sure; docs/risk.md says what each word means."""
-    server, per_day, horizon = fleet.servers[row], fleet.contents.frequency.per_day, fleet.matrix.values.shape[1]
-    span = (server.last_at - server.first_at) / timedelta(days=1) * per_day + 1
-    end = np.datetime64(fleet.contents.end.replace(tzinfo=None), "s")
-    flags = {
-        "short_history": span < max(2 * horizon, SHORT_HISTORY_DAYS * per_day),
-        "gaps": server.counts.get(fleet.metric, 0) < (1.0 - GAPS_SHARE) * span,
-        "constant": is_constant,
-        "stale": bool(fleet.matrix.as_of[row] < end),
-        "level_shift": _shift(fleet, row) is not None,
-    }
-    return tuple(name for name, raised in flags.items() if raised)
-
-
-def _shift(fleet: Fleet, row: int) -> np.datetime64 | None:
-    """When the server's level shifted, if it did lately."""
-    shifted_at = fleet.matrix.shifted_at
-    return None if shifted_at is None else _date(shifted_at[row])
+    return np.asarray(highest - lowest <= CONSTANT_SHARE * largest)
 
 
 def count(group: str | None, found: Risk, rows: Rows) -> GroupCount:
@@ -387,9 +391,13 @@ def _total(group: str | None, counts: Sequence[Count]) -> GroupCount:
     return GroupCount(group, sum(levels.values()), sum(each.risk_high for each in counts), levels)
 
 
-def _known(value: float, default: float | None = None) -> float | None:
-    return default if isnan(value) else float(value)
+def _known(values: NDArray[np.floating[Any]], default: float | None = None) -> list[float | None]:
+    return [default if isnan(value) else value for value in values.tolist()]
 
 
-def _date(time: np.datetime64) -> np.datetime64 | None:
-    return None if np.isnat(time) else time
+def _dates(times: Times) -> list[np.datetime64 | None]:
+    return [None if never else time for time, never in zip(times, np.isnat(times).tolist(), strict=True)]
+
+
+def _utc(times: Iterable[datetime]) -> Times:
+    return np.array([time.replace(tzinfo=None) for time in times], "datetime64[s]")

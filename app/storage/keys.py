@@ -6,23 +6,23 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.domain.keys import ApiKey, Scope
+from app.storage.database import Database
 from app.storage.tables import api_keys, sessions
 
 
 class KeyRows:
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     async def any(self) -> bool:
         """Whether a key was ever made, also when it has been revoked since."""
-        async with self._engine.connect() as connection:
+        async with self._database.connect() as connection:
             return bool(await connection.scalar(sa.select(sa.exists(sa.select(api_keys.c.id)))))
 
     async def add(self, key: ApiKey) -> None:
-        async with self._engine.begin() as connection:
+        async with self._database.begin() as connection:
             await connection.execute(
                 api_keys.insert().values(
                     id=key.id,
@@ -35,13 +35,13 @@ class KeyRows:
             )
 
     async def by_hash(self, hash: bytes) -> ApiKey | None:
-        async with self._engine.connect() as connection:
+        async with self._database.connect() as connection:
             rows = await connection.execute(sa.select(api_keys).where(api_keys.c.hash == hash))
             return next(map(_key, rows), None)
 
     async def all(self) -> Sequence[ApiKey]:
         """Newest first."""
-        async with self._engine.connect() as connection:
+        async with self._database.connect() as connection:
             rows = await connection.execute(
                 sa.select(api_keys).order_by(api_keys.c.created_at.desc(), api_keys.c.id.desc())
             )
@@ -49,7 +49,7 @@ class KeyRows:
 
     async def revoke(self, key: UUID) -> bool:
         """Ends a live key and its sessions; whether there was one."""
-        async with self._engine.begin() as connection:
+        async with self._database.begin() as connection:
             await connection.execute(sessions.delete().where(sessions.c.key_id == key))
             ended = await connection.execute(
                 api_keys.update()
@@ -60,7 +60,7 @@ class KeyRows:
 
     async def add_session(self, hash: bytes, key: UUID, lifetime: timedelta) -> None:
         """Keep a session by the database's clock, and forget those that have run out."""
-        async with self._engine.begin() as connection:
+        async with self._database.begin() as connection:
             await connection.execute(sessions.delete().where(sessions.c.expires_at < sa.func.now()))
             await connection.execute(
                 sessions.insert().values(hash=hash, key_id=key, expires_at=sa.func.now() + lifetime)
@@ -69,11 +69,11 @@ class KeyRows:
     async def by_session(self, hash: bytes) -> ApiKey | None:
         """The key that a session stands for, while the session lasts."""
         live = sa.select(api_keys).join(sessions).where(sessions.c.hash == hash, sessions.c.expires_at > sa.func.now())
-        async with self._engine.connect() as connection:
+        async with self._database.connect() as connection:
             return next(map(_key, await connection.execute(live)), None)
 
     async def end_session(self, hash: bytes) -> None:
-        async with self._engine.begin() as connection:
+        async with self._database.begin() as connection:
             await connection.execute(sessions.delete().where(sessions.c.hash == hash))
 
 

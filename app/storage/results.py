@@ -98,7 +98,7 @@ class Results:
         """All results of a run, servers in order of their id (byte order)."""
         async with self._database.connect() as connection:
             levels = await _levels(connection, run_id)
-            rows = (await connection.execute(_select().where(results.c.run_id == run_id).order_by(_BY_ID))).all()
+            rows = (await connection.execute(_SELECT.where(results.c.run_id == run_id).order_by(_BY_ID))).all()
         return _decoded(rows, levels)
 
     async def tally(self, run_id: UUID) -> tuple[tuple[str, ...], Reals] | None:
@@ -135,7 +135,7 @@ async def some(
     limit: int | None = None,
 ) -> ResultMatrix | None:
     """As `Results.some`, where the levels of the run are known."""
-    query = _select().where(results.c.run_id == run_id, _BY_ID.op(">=")(first)).order_by(_BY_ID).limit(limit)
+    query = _SELECT.where(results.c.run_id == run_id, _BY_ID.op(">=")(first)).order_by(_BY_ID).limit(limit)
     if only is not None:
         query = query.where(results.c.server_id == sa.any_(sa.cast(list(only), sa.ARRAY(sa.Text))))
     rows = (await connection.execute(query)).all()
@@ -150,11 +150,11 @@ async def _levels(connection: AsyncConnection, run_id: UUID) -> tuple[float, ...
 _BY_ID = sa.collate(results.c.server_id, "C")
 
 
-def _select() -> sa.Select[Any]:
-    """Arrays as the bytes PostgreSQL would send: read by NumPy at once, not by Python one by one."""
-    arrays = (sa.func.array_send(results.c[name]).label(name) for name in ("p10", "p50", "p90", "others", "weights"))
-    plain = (results.c[name] for name in ("server_id", "as_of", "step", "fallback", *SCORES, "shifted_at"))
-    return sa.select(*plain, *arrays)
+_SELECT = sa.select(
+    *(results.c[name] for name in ("server_id", "as_of", "step", "fallback", *SCORES, "shifted_at")),
+    *(sa.func.array_send(results.c[name]).label(name) for name in ("p10", "p50", "p90", "others", "weights")),
+)
+"""Arrays as the bytes PostgreSQL would send: read by NumPy at once, not by Python one by one."""
 
 
 def _reals(column: Sequence[bytes]) -> Reals:

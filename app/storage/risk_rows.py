@@ -39,6 +39,7 @@ _NUMBERS = (
 )
 _PLACES: dict[Sort, str] = {sort: f"by_{sort}" for sort in get_args(Sort) if sort != "server_id"}
 _COLUMNS = ("run_id", "server_id", "threshold", "level", *_NUMBERS, *_TIMES, *GROUPS, *_PLACES.values())
+_SELECT = sa.select(*(risks.c[name] for name in ("server_id", "threshold", "level", *_NUMBERS, *_TIMES)))
 _BLOCK = 2500
 
 
@@ -128,8 +129,7 @@ def page_query(
     run_id: UUID, wanted: Mapping[str, Sequence[str]], sort: Sort, after: str | None, limit: int
 ) -> sa.Select[Any]:
     place = _place(risks, sort)
-    columns = (risks.c[name] for name in ("server_id", "threshold", "level", *_NUMBERS, *_TIMES))
-    query = sa.select(*columns, place.label("place")).where(risks.c.run_id == run_id).order_by(place).limit(limit)
+    query = _SELECT.add_columns(place.label("place")).where(risks.c.run_id == run_id).order_by(place).limit(limit)
     for name, values in wanted.items():
         query = query.where(risks.c[name] == sa.any_(sa.cast(list(values), sa.ARRAY(sa.Text))))
     if after is not None:
