@@ -300,17 +300,16 @@ def _weekly(daily: Array, days: Times, weekday: NDArray[np.int64], ordinary: Fla
     profile = np.stack([np.median(daily[:, ordinary & (weekday == day)], axis=1) for day in range(7)], axis=1)
     uplift = _uplift(profile, profile.mean(axis=1, keepdims=True))
     hot = uplift >= PEAK_UPLIFT_PCT
-    found = []
+    found: list[tuple[int, Peak]] = []
     for pattern in np.unique(hot[hot.any(axis=1)], axis=0):
         alike = np.flatnonzero((hot == pattern).all(axis=1))
         runs = _runs(ordinary & pattern[weekday])
         most = max(run.stop - run.start for run in runs)
         weeks = np.array([np.arange(run.start, run.stop) for run in runs if run.stop - run.start == most])
-        highest = daily[alike[:, None, None], weeks].mean(axis=2).argmax(axis=1)
-        mean = uplift[alike[:, None, None], weekday[weeks]].mean(axis=2)
-        for place, (server, week) in enumerate(zip(alike.tolist(), highest.tolist(), strict=True)):
-            run = days[weeks[week]]
-            found.append((server, Peak(run[0], run[-1], "weekday", float(mean[place, week]))))
+        highest = weeks[daily[alike[:, None, None], weeks].mean(axis=2).argmax(axis=1)]
+        mean = uplift[alike[:, None], weekday[highest]].mean(axis=1).tolist()
+        its = zip(alike.tolist(), days[highest[:, 0]], days[highest[:, -1]], mean, strict=True)
+        found += [(server, Peak(start, end, "weekday", its_mean)) for server, start, end, its_mean in its]
     return found
 
 

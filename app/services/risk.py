@@ -8,11 +8,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from functools import partial
 from itertools import compress, repeat
 from math import isnan
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from app.domain import risk
 from app.domain.dataset import Server, Unit
-from app.domain.panel import Frequency, Times
+from app.domain.panel import Frequency, Times, instants
 from app.domain.risk import Peak, Risk
 from app.errors import NotFound, ThresholdRequired
 from app.services.fleets import (
@@ -71,8 +70,7 @@ class Filters:
     server_id: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class ServerRisk:
+class ServerRisk(NamedTuple):
     """One server's answer. Runways are in days, None when the horizon ends before; times are datetime64[s]."""
 
     server_id: str
@@ -343,7 +341,7 @@ def _peaks(fleet: Fleet, rows: Rows, country: str) -> list[tuple[Peak, ...]]:
 def _history_days(servers: Sequence[Server], as_of: Times) -> list[int]:
     """Days from each server's first row to its last, both counted."""
     days: list[int] = (
-        (as_of.astype("datetime64[D]") - _utc(s.first_at for s in servers).astype("datetime64[D]")).astype(int) + 1
+        (as_of.astype("datetime64[D]") - instants(s.first_at for s in servers).astype("datetime64[D]")).astype(int) + 1
     ).tolist()
     return days
 
@@ -351,7 +349,7 @@ def _history_days(servers: Sequence[Server], as_of: Times) -> list[int]:
 def _quality(fleet: Fleet, servers: Sequence[Server], rows: Rows, shifted_at: Times) -> list[tuple[str, ...]]:
     """What makes each server's answer less sure; docs/risk.md says what each word means."""
     per_day, horizon = fleet.contents.frequency.per_day, fleet.matrix.values.shape[1]
-    lasted = _utc(server.last_at for server in servers) - _utc(server.first_at for server in servers)
+    lasted = instants(server.last_at for server in servers) - instants(server.first_at for server in servers)
     span = lasted / np.timedelta64(1, "D") * per_day + 1
     counts = np.array([server.counts.get(fleet.metric, 0) for server in servers])
     flags = {
@@ -397,7 +395,3 @@ def _known(values: NDArray[np.floating[Any]], default: float | None = None) -> l
 
 def _dates(times: Times) -> list[np.datetime64 | None]:
     return [None if never else time for time, never in zip(times, np.isnat(times).tolist(), strict=True)]
-
-
-def _utc(times: Iterable[datetime]) -> Times:
-    return np.array([time.replace(tzinfo=None) for time in times], "datetime64[s]")

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.domain.panel import Frequency, Times
+from app.domain.panel import Frequency, Times, instants
 from app.domain.paths import Template
 from app.domain.quantiles import BASE
 from app.domain.tally import SUMS
@@ -178,14 +178,14 @@ def _decoded(rows: Sequence[sa.Row[Any]], levels: tuple[float, ...]) -> ResultMa
     )
     return ResultMatrix(
         server_ids=column["server_id"],
-        as_of=np.array([time.replace(tzinfo=None) for time in column["as_of"]], "datetime64[s]"),
+        as_of=instants(column["as_of"]),
         frequency=Frequency.DAILY if rows[0].step == timedelta(days=1) else Frequency.HOURLY,
         levels=levels,
         values=values,
         fallback=column["fallback"],
         scores={name: np.array(column[name], np.float32) for name in SCORES},
         weights=None if rows[0].weights is None else _reals(column["weights"]),
-        shifted_at=np.array([time and time.replace(tzinfo=None) for time in column["shifted_at"]], "datetime64[s]"),
+        shifted_at=instants(column["shifted_at"]),
     )
 
 

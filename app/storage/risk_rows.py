@@ -16,7 +16,7 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from app.domain.panel import Array, Times
+from app.domain.panel import Array, instants
 from app.domain.risk import Risk, Sort, order
 from app.storage.copying import Field, copy, rows_of
 from app.storage.database import Connection
@@ -112,7 +112,7 @@ async def page(
     rows = found.all()
     column = dict(zip(found.keys(), zip(*rows, strict=True) if rows else repeat(()), strict=False))
     numbers: dict[str, Any] = {name: np.array(column[name], np.float64) for name in _NUMBERS}
-    times: dict[str, Any] = {name: _datetimes(column[name]) for name in _TIMES}
+    times: dict[str, Any] = {name: instants(column[name]) for name in _TIMES}
     return Found(
         column["server_id"],
         np.array(column["threshold"], np.float64),
@@ -152,10 +152,6 @@ async def counts(connection: Connection, run_id: UUID, by: str) -> list[Count]:
         .group_by(group, risks.c.level)
     )
     return [Count(*row) for row in await connection.execute(query)]
-
-
-def _datetimes(column: Sequence[Any]) -> Times:
-    return np.array([time and time.replace(tzinfo=None) for time in column], "datetime64[s]")
 
 
 def _encoded(
