@@ -301,11 +301,13 @@ def _weekly(daily: Array, days: Times, weekday: NDArray[np.int64], ordinary: Fla
     uplift = _uplift(profile, profile.mean(axis=1, keepdims=True))
     hot = uplift >= PEAK_UPLIFT_PCT
     found: list[tuple[int, Peak]] = []
-    for pattern in np.unique(hot[hot.any(axis=1)], axis=0):
-        alike = np.flatnonzero((hot == pattern).all(axis=1))
+    patterns = hot @ (1 << np.arange(7))  # one number for each set of days
+    for number in np.unique(patterns[patterns > 0]).tolist():
+        alike = np.flatnonzero(patterns == number)
+        pattern = hot[alike[0]]
         runs = _runs(ordinary & pattern[weekday])
         most = max(run.stop - run.start for run in runs)
-        weeks = np.array([np.arange(run.start, run.stop) for run in runs if run.stop - run.start == most])
+        weeks = np.array([run.start for run in runs if run.stop - run.start == most])[:, None] + np.arange(most)
         highest = weeks[daily[alike[:, None, None], weeks].mean(axis=2).argmax(axis=1)]
         mean = uplift[alike[:, None], weekday[highest]].mean(axis=1).tolist()
         its = zip(alike.tolist(), days[highest[:, 0]], days[highest[:, -1]], mean, strict=True)

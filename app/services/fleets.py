@@ -26,7 +26,7 @@ from app.domain.risk import Levels, Outlook, Risk
 from app.domain.run import Run, RunStatus
 from app.errors import Complaint, ForecastNotReady, Invalid, NoResults, NotFound, ThresholdRequired
 from app.storage import datasets, forecasts, results
-from app.storage.database import Database
+from app.storage.database import Connection, Database
 from app.storage.results import ResultMatrix, Results
 
 Rows = NDArray[np.intp]
@@ -196,10 +196,14 @@ class Fleets:
 
     async def load(self, meant: Meant, only: Sequence[str] | None = None) -> Fleet:
         """All servers of a run, or some."""
-        forecast, run = meant.forecast, meant.run
         async with self._database.connect() as connection:
-            found = await results.some(connection, run.id, forecast.request.levels, only=only)
-            known = {s.server_id: s for s in await datasets.servers(connection, forecast.request.dataset_id, only)}
+            return await self.read(connection, meant, only)
+
+    async def read(self, connection: Connection, meant: Meant, only: Sequence[str] | None = None) -> Fleet:
+        """As `load`, by a connection that is there."""
+        forecast, run = meant.forecast, meant.run
+        found = await results.some(connection, run.id, forecast.request.levels, only=only)
+        known = {s.server_id: s for s in await datasets.servers(connection, forecast.request.dataset_id, only)}
         if found is None:
             raise NoResults(f"The run of {run.model} in forecast {forecast.id} stored no results.")
         template = await self._templates.get((run.id, run.revision), lambda: self._results.template(run.id))

@@ -41,6 +41,8 @@ from app.storage.database import Connection, Database
 from app.storage.risk_rows import Count, Found, Standing
 
 Read = TypeVar("Read")
+Shown = tuple[Fleet, Judged, Rows]
+"""A fleet, its risk, and those of its rows that a page shows."""
 
 Sort = risk.Sort
 Group = Literal["business_unit", "region", "criticality"]
@@ -159,11 +161,16 @@ class RiskService:
         meant = await self._fleets.meant(question)
         start, lead = after[1] if after else None, question.lead_time_days
         wanted = {name: values for name, values in asdict(filters).items() if values}
-        page = partial(risk_rows.page, run_id=meant.run.id, wanted=wanted, sort=sort, after=start, limit=limit)
+
+        async def page(connection: Connection) -> Shown | None:
+            found = await risk_rows.page(connection, meant.run.id, wanted, sort, start, limit)
+            return await self._of_page(connection, meant, found) if found.server_ids else None
+
         stored = await self._stored(meant, question.limits, page)
         if stored is not None:
-            standing, found = stored
-            threshold, as_of, servers = standing.threshold, standing.as_of, await self._of_page(meant, found, lead)
+            standing, shown = stored
+            threshold, as_of = standing.threshold, standing.as_of
+            servers = [] if shown is None else await self._shown(shown[0], shown[1], lead, shown[2])
         else:
             fleet = await self._fleets.whole(meant)
             judged = await self._fleets.judged(fleet, question.limits)
@@ -235,14 +242,11 @@ class RiskService:
                 return None
             return standing, await read(connection)
 
-    async def _of_page(self, meant: Meant, found: Found, lead_time_days: float | None) -> list[ServerRisk]:
-        """With what the fleet of these servers alone says of them."""
-        if not found.server_ids:
-            return []
-        fleet = await self._fleets.load(meant, found.server_ids)
+    async def _of_page(self, connection: Connection, meant: Meant, found: Found) -> Shown:
+        """The fleet of these servers alone, as it was judged, and the order of its list."""
+        fleet = await self._fleets.read(connection, meant, found.server_ids)
         by_id = np.argsort(found.server_ids)
-        judged = Judged(found.thresholds[by_id], found.risk.at(by_id))
-        return await self._shown(fleet, judged, lead_time_days, np.argsort(by_id))
+        return fleet, Judged(found.thresholds[by_id], found.risk.at(by_id)), np.argsort(by_id)
 
     async def _shown(self, fleet: Fleet, judged: Judged, lead_time_days: float | None, rows: Rows) -> list[ServerRisk]:
         return await asyncio.to_thread(_shown, fleet, judged, self._country, self._planning, lead_time_days, rows)
