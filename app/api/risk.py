@@ -31,7 +31,7 @@ from app.api.risk_models import (
     Values,
     counts,
     group_thresholds,
-    item,
+    items,
 )
 from app.api.wired import Services
 from app.errors import NotFound
@@ -71,7 +71,7 @@ async def list_servers(
         paging.limit + 1,
     )
     positions = [(found.forecast_id, server.server_id) for server in found.servers]
-    page = paging.page([item(server) for server in found.servers], positions)
+    page = paging.page(items(found.servers), positions)
     return RiskPage.model_validate(
         {
             "forecast_id": found.forecast_id,
@@ -96,15 +96,18 @@ async def show_server(
     answers, without = await services.risk.server(
         server_id, Limits(threshold, group_thresholds(group_threshold)), lead_time_days
     )
-    items = sorted(
-        (MetricRisk(forecast_id=a.forecast_id, metric=a.metric, **item(a)) for a in answers),
+    found = sorted(
+        (
+            MetricRisk(forecast_id=answer.forecast_id, metric=answer.metric, **fields)
+            for answer, fields in zip(answers, items(answers), strict=True)
+        ),
         key=lambda item: (_or_never(item.runway_days.conservative), -item.breach_probability, item.metric),
     )
-    runs_out = bool(items) and items[0].runway_days.conservative is not None
+    runs_out = bool(found) and found[0].runway_days.conservative is not None
     return ServerAnswer(
         server_id=server_id,
-        bottleneck=items[0].metric if runs_out else None,
-        items=items,
+        bottleneck=found[0].metric if runs_out else None,
+        items=found,
         without_threshold=without,
     )
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import numpy as np
+import pyarrow as pa
 from fastapi import Path, Query
 from pydantic import AfterValidator, BaseModel, Field
 
@@ -270,8 +271,29 @@ def group_thresholds(written: Sequence[str], pointer: str = "?group_threshold") 
     return tuple(found)
 
 
-def item(server: ServerRisk) -> dict[str, Any]:
-    """The fields of a RiskItem; a page checks all of its items in one go."""
+_FIGURES = (
+    "max_p90",
+    "mean_p50",
+    "breach_probability",
+    "expected_breach_days",
+    "headroom_pct",
+    "usable_headroom_pct",
+    "usable_headroom",
+    "severity",
+    "coverage",
+)
+
+
+def items(servers: Sequence[ServerRisk]) -> list[dict[str, Any]]:
+    """The fields of a RiskItem of each; a page checks all of its items in one go."""
+    figures = [_singles([getattr(server, name) for server in servers]) for name in _FIGURES]
+    return [
+        _item(server) | dict(zip(_FIGURES, its, strict=True))
+        for server, its in zip(servers, zip(*figures, strict=True), strict=True)
+    ]
+
+
+def _item(server: ServerRisk) -> dict[str, Any]:
     frequency = server.frequency
     return {
         "server_id": server.server_id,
@@ -280,10 +302,6 @@ def item(server: ServerRisk) -> dict[str, Any]:
         "as_of": frequency.show(server.as_of),
         "level": server.level,
         "risk_high": server.risk_high,
-        "max_p90": rounded(server.max_p90),
-        "mean_p50": rounded(server.mean_p50),
-        "breach_probability": rounded(server.breach_probability),
-        "expected_breach_days": rounded(server.expected_breach_days),
         "runway_days": {
             "conservative": days(server.runway_conservative, frequency),
             "expected": days(server.runway_expected, frequency),
@@ -292,16 +310,11 @@ def item(server: ServerRisk) -> dict[str, Any]:
             "p10": time(server.first_breach_p10, frequency),
             "p50": time(server.first_breach_p50, frequency),
         },
-        "headroom_pct": rounded(server.headroom_pct),
-        "usable_headroom_pct": rounded(server.usable_headroom_pct),
-        "usable_headroom": None if server.usable_headroom is None else rounded(server.usable_headroom),
         "lead_time_days": server.lead_time_days,
         "order_by": day(server.order_by),
         "overdue": server.overdue,
-        "severity": None if server.severity is None else rounded(server.severity),
         "peaks": [_peak(peak) for peak in server.peaks],
         "fallback": server.fallback,
-        "coverage": None if server.coverage is None else rounded(server.coverage),
         "history_days": server.history_days,
         "quality": list(server.quality),
         "level_shift_at": time(server.level_shift, frequency),
@@ -341,3 +354,10 @@ def day(time: np.datetime64 | None) -> str | None:
 def rounded(value: float) -> float:
     """As few digits as tell it from its neighbours in single precision, in which quantiles are stored and shown."""
     return float(str(np.float32(value)))
+
+
+def _singles(values: Sequence[float | None]) -> list[float | None]:
+    """Each `rounded`, all at once."""
+    single = pa.array(values, pa.float64()).cast(pa.float32(), safe=False)
+    shown: list[float | None] = single.cast(pa.string()).cast(pa.float64()).to_pylist()
+    return shown

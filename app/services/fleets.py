@@ -25,7 +25,8 @@ from app.domain.paths import Template
 from app.domain.risk import Levels, Outlook, Risk
 from app.domain.run import Run, RunStatus
 from app.errors import Complaint, ForecastNotReady, Invalid, NoResults, NotFound, ThresholdRequired
-from app.storage import datasets, forecasts, results
+from app.storage import datasets, forecasts
+from app.storage import fleets as stored_fleets
 from app.storage.database import Connection, Database
 from app.storage.results import ResultMatrix, Results
 
@@ -202,16 +203,15 @@ class Fleets:
     async def read(self, connection: Connection, meant: Meant, only: Sequence[str] | None = None) -> Fleet:
         """As `load`, by a connection that is there."""
         forecast, run = meant.forecast, meant.run
-        found = await results.some(connection, run.id, forecast.request.levels, only=only)
-        known = {s.server_id: s for s in await datasets.servers(connection, forecast.request.dataset_id, only)}
+        found = await stored_fleets.read(connection, run.id, forecast.request.dataset_id, forecast.request.levels, only)
         if found is None:
             raise NoResults(f"The run of {run.model} in forecast {forecast.id} stored no results.")
         template = await self._templates.get((run.id, run.revision), lambda: self._results.template(run.id))
-        horizon = found.values.shape[1]
+        matrix, servers = found
+        horizon = matrix.values.shape[1]
         if template is None or template.horizon < horizon:
             template = paths.autoregressive(horizon)
-        servers = tuple(known[name] for name in found.server_ids)
-        return Fleet(forecast, run, meant.contents, found, servers, template)
+        return Fleet(forecast, run, meant.contents, matrix, servers, template)
 
     async def _contents_of(self, forecast: Forecast) -> Contents:
         """What is known of the forecast's dataset as a whole, which never changes."""

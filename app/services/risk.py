@@ -170,13 +170,13 @@ class RiskService:
         if stored is not None:
             standing, shown = stored
             threshold, as_of = standing.threshold, standing.as_of
-            servers = [] if shown is None else await self._shown(shown[0], shown[1], lead, shown[2])
+            servers = [] if shown is None else self._shown(shown[0], shown[1], lead, shown[2])
         else:
             fleet = await self._fleets.whole(meant)
             judged = await self._fleets.judged(fleet, question.limits)
             threshold, as_of = judged.threshold, fleet.matrix.as_of.max()
             rows = await asyncio.to_thread(chosen, fleet, judged.risk, filters, sort, start, limit)
-            servers = await self._shown(fleet, judged, lead, rows)
+            servers = self._shown(fleet, judged, lead, rows)
         return Answer(meant.forecast.id, meant.metric, meant.contents.frequency, threshold, as_of, servers)
 
     async def server(
@@ -200,7 +200,7 @@ class RiskService:
             except ThresholdRequired:
                 without.append(found.metric)
                 continue
-            answers += await self._shown(fleet, judged, lead_time_days, np.arange(1))
+            answers += self._shown(fleet, judged, lead_time_days, np.arange(1))
         return answers, without
 
     async def summary(self, question: Question, by: Group) -> Summary:
@@ -248,8 +248,8 @@ class RiskService:
         by_id = np.argsort(found.server_ids)
         return fleet, Judged(found.thresholds[by_id], found.risk.at(by_id)), np.argsort(by_id)
 
-    async def _shown(self, fleet: Fleet, judged: Judged, lead_time_days: float | None, rows: Rows) -> list[ServerRisk]:
-        return await asyncio.to_thread(_shown, fleet, judged, self._country, self._planning, lead_time_days, rows)
+    def _shown(self, fleet: Fleet, judged: Judged, lead_time_days: float | None, rows: Rows) -> list[ServerRisk]:
+        return _shown(fleet, judged, self._country, self._planning, lead_time_days, rows)
 
 
 def chosen(

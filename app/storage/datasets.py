@@ -18,6 +18,8 @@ from app.domain.panel import Frequency
 from app.storage.tables import dataset_servers, datasets, forecasts
 
 _SERVER_COLUMNS = ("dataset_id", "server_id", "first_at", "last_at", "rows", "counts", "maxima", "attributes")
+SERVER = tuple(dataset_servers.c[name] for name in _SERVER_COLUMNS[1:])
+"""The columns of a Server, in the order of its fields."""
 _BY_BYTES = dataset_servers.c.server_id.collate("C")
 
 
@@ -116,8 +118,7 @@ async def newest(connection: AsyncConnection, before: tuple[datetime, UUID] | No
 
 async def servers(connection: AsyncConnection, dataset_id: UUID, only: Collection[str] | None = None) -> list[Server]:
     """The servers of a dataset in the byte order of their ids, as the artifact has them; or only some of them."""
-    columns = (dataset_servers.c[name] for name in _SERVER_COLUMNS[1:])
-    query = sa.select(*columns).where(dataset_servers.c.dataset_id == dataset_id).order_by(_BY_BYTES)
+    query = sa.select(*SERVER).where(dataset_servers.c.dataset_id == dataset_id).order_by(_BY_BYTES)
     if only is not None:
         query = query.where(dataset_servers.c.server_id == sa.any_(sa.cast(list(only), sa.ARRAY(sa.Text))))
     return [Server(*row) for row in await connection.execute(query)]

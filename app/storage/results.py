@@ -98,8 +98,8 @@ class Results:
         """All results of a run, servers in order of their id (byte order)."""
         async with self._database.connect() as connection:
             levels = await _levels(connection, run_id)
-            rows = (await connection.execute(_SELECT.where(results.c.run_id == run_id).order_by(_BY_ID))).all()
-        return _decoded(rows, levels)
+            rows = (await connection.execute(query(run_id))).all()
+        return decoded(rows, levels)
 
     async def tally(self, run_id: UUID) -> tuple[tuple[str, ...], Reals] | None:
         """Servers in order of their id, and their tally (servers, periods, 5); None of a run that has none."""
@@ -135,11 +135,17 @@ async def some(
     limit: int | None = None,
 ) -> ResultMatrix | None:
     """As `Results.some`, where the levels of the run are known."""
-    query = _SELECT.where(results.c.run_id == run_id, _BY_ID.op(">=")(first)).order_by(_BY_ID).limit(limit)
-    if only is not None:
-        query = query.where(results.c.server_id == sa.any_(sa.cast(list(only), sa.ARRAY(sa.Text))))
-    rows = (await connection.execute(query)).all()
-    return _decoded(rows, levels) if rows else None
+    page = query(run_id, only).where(_BY_ID.op(">=")(first)).limit(limit)
+    rows = (await connection.execute(page)).all()
+    return decoded(rows, levels) if rows else None
+
+
+def query(run_id: UUID, only: Sequence[str] | None = None) -> sa.Select[Any]:
+    """What `decoded` reads of a run's servers, or of some."""
+    whole = _SELECT.where(results.c.run_id == run_id).order_by(_BY_ID)
+    return (
+        whole if only is None else whole.where(results.c.server_id == sa.any_(sa.cast(list(only), sa.ARRAY(sa.Text))))
+    )
 
 
 async def _levels(connection: AsyncConnection, run_id: UUID) -> tuple[float, ...]:
@@ -164,7 +170,7 @@ def _reals(column: Sequence[bytes]) -> Reals:
     return pairs[:, :, 1].astype(np.float32)
 
 
-def _decoded(rows: Sequence[sa.Row[Any]], levels: tuple[float, ...]) -> ResultMatrix:
+def decoded(rows: Sequence[sa.Row[Any]], levels: tuple[float, ...]) -> ResultMatrix:
     if not rows:
         raise LookupError("a run without results")
     column = dict(zip(rows[0]._fields, zip(*rows, strict=True), strict=True))
