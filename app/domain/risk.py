@@ -8,7 +8,8 @@ It leaves out where quantiles, thresholds and attributes come from (services/ris
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
-from typing import Any, Literal
+from operator import attrgetter
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,8 +115,7 @@ class Risk:
         return Risk(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
-@dataclass(frozen=True)
-class Peak:
+class Peak(NamedTuple):
     """Days on which a server's forecast stands out, both ends included, and what the calendar says about them."""
 
     start: np.datetime64
@@ -217,7 +217,7 @@ def peaks(p50: Array, as_of: np.datetime64, frequency: Frequency, country: str) 
     if len(np.unique(weekday[ordinary])) == 7:
         for server, peak in _weekly(daily, days, weekday, ordinary):
             found[server].append(peak)
-    return [tuple(sorted(peaks, key=lambda peak: peak.start)) for peaks in found]
+    return [tuple(sorted(peaks, key=attrgetter("start"))) for peaks in found]
 
 
 def _assess(outlook: Outlook, thresholds: Array, template: Template, rules: Levels) -> Risk:

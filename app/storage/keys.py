@@ -11,6 +11,8 @@ from app.domain.keys import ApiKey, Scope
 from app.storage.database import Database
 from app.storage.tables import api_keys, sessions
 
+_ANY = sa.select(sa.exists(sa.select(api_keys.c.id)))
+
 
 class KeyRows:
     def __init__(self, database: Database) -> None:
@@ -19,7 +21,7 @@ class KeyRows:
     async def any(self) -> bool:
         """Whether a key was ever made, also when it has been revoked since."""
         async with self._database.connect() as connection:
-            return bool(await connection.scalar(sa.select(sa.exists(sa.select(api_keys.c.id)))))
+            return bool(await connection.scalar(_ANY))
 
     async def add(self, key: ApiKey) -> None:
         async with self._database.begin() as connection:
