@@ -74,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
             await services.keys.check_exposure(settings.host)
             app.state.services = services
             gc.collect()
-            gc.set_threshold(50_000)
+            gc.set_threshold(50_000)  # an answer makes thousands of objects, and hardly a cycle
             gc.freeze()  # what is there now stays: to look through it once in a while held a request up for 0.1 s
             yield
 

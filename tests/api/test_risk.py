@@ -8,6 +8,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from app.api.risk_models import _singles, rounded
 from app.domain.dataset import Unit
 from app.settings import Settings
 from app.storage.database import Database
@@ -315,3 +316,8 @@ async def test_an_answer_that_failed_is_made_again(client: httpx.AsyncClient, wo
     await get(client, "/servers", 422, forecast_id=str(forecast), threshold=-5)
     await get(client, "/servers", 422, forecast_id=str(forecast), threshold=-5)
     await get(client, "/servers", forecast_id=str(forecast), threshold=5)
+
+
+@pytest.mark.parametrize("value", [0.0, 96.19839, 1 / 3, 16_777_217.0, 1e20, 1e-40, 3.4e38])
+def test_figures_of_a_page_are_rounded_as_any_other(value: float) -> None:
+    assert _singles([value, None]) == [rounded(value), None]
